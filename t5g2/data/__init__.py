@@ -1,0 +1,1 @@
+"""From documents to global batches: sources, tokenizers, denoisers, sampling, packing, loading."""

@@ -1,0 +1,1 @@
+"""Names, shapes and files of other people's formats: Hugging Face directories."""

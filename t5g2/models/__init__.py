@@ -1,0 +1,1 @@
+"""The model: shapes in, arrays out. No mesh, no file, no gin, no seqio."""

@@ -1,0 +1,1 @@
+"""The device mesh, the logical-axis rules and multi-host start-up."""

@@ -1,0 +1,1 @@
+"""What a run shows: metrics log, TensorBoard, progress, plots and the HTML report."""

@@ -1,0 +1,1 @@
+"""Train state, step, losses, schedule, optimizer."""
