@@ -1,0 +1,96 @@
+"""Attention over segments, positions and a window; the decoder's merged self and cross attention.
+
+Masks are data: callers say which segment and position each token has, never an S x T matrix.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class KeyValues(NamedTuple):
+    """Keys and values with what a mask needs to know of them.
+
+    Attributes:
+        key: [B, S, K, N].
+        value: [B, S, K, N].
+        segment_ids: [B, S]; 0 is padding and is never attended.
+        positions: [B, S], counted within the segment.
+    """
+
+    key: Float[Array, "B S K N"]
+    value: Float[Array, "B S K N"]
+    segment_ids: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+
+
+class Window(NamedTuple):
+    """How far a query sees: key positions from `query - left` to `query + right`; None: all."""
+
+    left: int | None
+    right: int | None
+
+
+def _visible(
+    query_segment_ids: Int[Array, "B T"],
+    query_positions: Int[Array, "B T"],
+    keys: KeyValues,
+    window: Window,
+) -> Bool[Array, "B T S"]:
+    segments = keys.segment_ids[:, None, :]
+    visible = (query_segment_ids[:, :, None] == segments) & (segments != 0)
+    distance = query_positions[:, :, None] - keys.positions[:, None, :]
+    if window.left is not None:
+        visible &= distance <= window.left
+    if window.right is not None:
+        visible &= -distance <= window.right
+    return visible
+
+
+def attention(
+    query: Float[Array, "B T H N"],
+    query_segment_ids: Int[Array, "B T"],
+    query_positions: Int[Array, "B T"],
+    keys: KeyValues,
+    memory: KeyValues | None,
+    *,
+    window: Window,
+    scale: float,
+) -> Float[Array, "B T H N"]:
+    """Softmax attention of queries over `keys` and, if given, `memory` in one joint softmax.
+
+    With `memory` this is T5Gemma 2's merged attention (arXiv:2512.14856, section 2): the decoder's
+    own keys, seen through `window`, and the encoder's, seen whole, share one softmax. A query sees
+    only keys of its own segment. Logits and softmax are float32. A query that sees nothing
+    (padding) gets zeros.
+
+    Args:
+        query: [B, T, H, N] queries, after normalisation and RoPE.
+        query_segment_ids: [B, T].
+        query_positions: [B, T].
+        keys: self-attention keys and values, K heads with K dividing H.
+        memory: encoder keys and values, or None for plain self-attention. `window` and positions
+            do not apply to them.
+        window: reach of the self-attention.
+        scale: factor on the logits.
+
+    Returns:
+        [B, T, H, N] in the dtype of `query`.
+    """
+    visible = _visible(query_segment_ids, query_positions, keys, window)
+    key, value = keys.key, keys.value
+    if memory is not None:
+        everywhere = Window(None, None)
+        crossed = _visible(query_segment_ids, query_positions, memory, everywhere)
+        visible = jnp.concatenate([visible, crossed], axis=-1)
+        key = jnp.concatenate([key, memory.key], axis=1)
+        value = jnp.concatenate([value, memory.value], axis=1)
+    batch, length, heads, width = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, width)
+    logits = jnp.einsum("btkgn,bskn->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    mask = visible[:, None, None]
+    logits = jnp.where(mask, logits * scale, jnp.finfo(jnp.float32).min)
+    weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0).astype(query.dtype)
+    return jnp.einsum("bkgts,bskn->btkgn", weights, value).reshape(batch, length, heads, width)

@@ -1,0 +1,130 @@
+"""The model's hyperparameters: frozen dataclasses, nothing that runs."""
+
+import dataclasses
+from typing import Literal
+
+RematPolicy = Literal["none", "dots", "full"]
+
+# What changes how the model is computed but not which function it computes: a run may be resumed
+# with other values of these.
+EXECUTION_FIELDS = frozenset({"dtype", "scan_layers", "remat"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A T5Gemma 2 encoder-decoder (arXiv:2512.14856); encoder and decoder have the same shape.
+
+    Attributes:
+        vocab_size: rows of the tied embedding table (V).
+        hidden_size: width of the residual stream (D).
+        mlp_dim: width of the gated feed-forward layer (F).
+        num_layers: layers of the encoder, and again of the decoder (L).
+        num_heads: query heads (H).
+        num_kv_heads: key and value heads (K); divides `num_heads`.
+        head_dim: width of one head (N).
+        sliding_window: keys that a local layer sees. Decoder: the last `sliding_window` positions;
+            encoder: about half of them on either side.
+        global_every: every n-th layer attends globally, the others locally.
+        rope_theta_local: RoPE base of local layers.
+        rope_theta_global: RoPE base of global layers.
+        rope_factor_global: linear position interpolation of global layers (positions are divided
+            by it); 8 in the released models.
+        rms_norm_eps: epsilon of every RMSNorm.
+        query_pre_attn_scalar: attention logits are scaled by its inverse square root.
+        final_logit_softcap: c in `c * tanh(logits / c)`, or None.
+        max_position_embeddings: longest context the model is meant for; recorded, not enforced.
+        initializer_range: standard deviation of the initial projections and embeddings.
+        pad_id: padding token.
+        eos_id: end of sequence.
+        bos_id: start of the decoder's input.
+        eoi_id: end-of-image token, whose embedding is a parameter of its own.
+        dtype: dtype of activations and of the weights as they are multiplied; the parameters
+            themselves are float32.
+        scan_layers: scan over the local/global pattern instead of unrolling the layers: compiles
+            faster, same function.
+        remat: what the backward pass recomputes: nothing, all but matrix products, or all.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int
+    global_every: int = 6
+    rope_theta_local: float = 10_000.0
+    rope_theta_global: float = 1_000_000.0
+    rope_factor_global: float = 8.0
+    rms_norm_eps: float = 1e-6
+    query_pre_attn_scalar: float = 256.0
+    final_logit_softcap: float | None = None
+    max_position_embeddings: int = 32_768
+    initializer_range: float = 0.02
+    pad_id: int = 0
+    eos_id: int = 1
+    bos_id: int = 2
+    eoi_id: int = 256_000
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = True
+    remat: RematPolicy = "none"
+
+    def __post_init__(self) -> None:
+        sizes = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.default is dataclasses.MISSING
+        }
+        sizes["global_every"] = self.global_every
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for RoPE, not {self.head_dim}")
+
+    def is_global(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) attends globally: every `global_every`-th does."""
+        return (layer + 1) % self.global_every == 0
+
+
+# The three released sizes (text side) and the one that a laptop trains in minutes.
+T5GEMMA2_270M = ModelConfig(
+    vocab_size=262_144,
+    hidden_size=640,
+    mlp_dim=2048,
+    num_layers=18,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=256,
+    sliding_window=512,
+    dtype="bfloat16",
+)
+T5GEMMA2_1B = dataclasses.replace(T5GEMMA2_270M, hidden_size=1152, mlp_dim=6912, num_layers=26)
+T5GEMMA2_4B = dataclasses.replace(
+    T5GEMMA2_270M,
+    hidden_size=2560,
+    mlp_dim=10_240,
+    num_layers=34,
+    num_heads=8,
+    num_kv_heads=4,
+    sliding_window=1024,
+    max_position_embeddings=131_072,
+)
+TINY = ModelConfig(
+    vocab_size=4096,
+    hidden_size=128,
+    mlp_dim=512,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    sliding_window=64,
+    query_pre_attn_scalar=32.0,
+    rope_factor_global=1.0,
+    max_position_embeddings=2048,
+)

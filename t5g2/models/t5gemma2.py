@@ -1,0 +1,112 @@
+"""T5Gemma 2: the encoder-decoder, in one page."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from t5g2.kernels import vocabulary_loss
+from t5g2.models.attention import decoder_window, encoder_window
+from t5g2.models.config import ModelConfig
+from t5g2.models.layers import Embedder
+from t5g2.models.stack import Layer, Memory, Stack, Tokens, rotations
+
+
+class T5Gemma2(nnx.Module):
+    """T5Gemma 2 (arXiv:2512.14856): bidirectional encoder, decoder with merged attention.
+
+    Embeddings are tied three ways: encoder input, decoder input and output head.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embedder = Embedder(config, rngs=rngs)
+        self.encoder = Stack(config, rngs=rngs)
+        self.decoder = Stack(config, rngs=rngs)
+
+    def encode(self, ids: Int[Array, "B S"], tokens: Tokens) -> Memory:
+        """Encodes [B, S] token ids; each token sees its own segment, within its layer's window."""
+        rotate = rotations(self.config, tokens.positions)
+
+        def apply(layer: Layer, is_global: bool, x: Array) -> Array:
+            window = encoder_window(self.config, is_global)
+            return layer(x, tokens, rotate[is_global], window)
+
+        return Memory(self.encoder(self.embedder(ids), apply), tokens)
+
+    def decode(
+        self, ids: Int[Array, "B T"], tokens: Tokens, memory: Memory
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states [B, T, D] of the decoder, given its (shifted) inputs and the encoder.
+
+        Each token sees its own segment: its past in the decoder, all of it in the encoder.
+        """
+        rotate = rotations(self.config, tokens.positions)
+
+        def apply(layer: Layer, is_global: bool, x: Array) -> Array:
+            window = decoder_window(self.config, is_global)
+            return layer(x, tokens, rotate[is_global], window, layer.memory(memory))
+
+        return self.decoder(self.embedder(ids), apply)
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Output logits, float32, of final hidden states."""
+        return vocabulary_loss.logits(
+            hidden, self.embedder.output_table(), self.config.final_logit_softcap
+        )
+
+    def token_losses(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        """Negative log-likelihood of each target in nats, without holding all logits."""
+        return vocabulary_loss.token_losses(
+            hidden,
+            self.embedder.output_table(),
+            targets,
+            softcap=self.config.final_logit_softcap,
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"],
+        decoder_input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of unpacked rows, one example each, with positions counted from the row's start.
+
+        Args:
+            input_ids: encoder tokens.
+            decoder_input_ids: decoder tokens, shifted right (they start with bos).
+            attention_mask: 1 for real encoder tokens, 0 for padding; None: all are real.
+        """
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        memory = self.encode(input_ids, Tokens(mask.astype(jnp.int32), _arange(input_ids)))
+        tokens = Tokens(jnp.ones_like(decoder_input_ids), _arange(decoder_input_ids))
+        return self.logits(self.decode(decoder_input_ids, tokens, memory))
+
+
+def _arange(ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    return jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+
+
+def abstract_model(config: ModelConfig) -> Any:
+    """The model with shapes in place of arrays: its graph and parameter shapes, no memory."""
+    return nnx.eval_shape(lambda: T5Gemma2(config, rngs=nnx.Rngs(0)))
+
+
+def parameter_tree(model: T5Gemma2) -> dict[str, Any]:
+    """The parameters as nested dicts of arrays (stacked layers: [L, ...])."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def logical_axes(config: ModelConfig) -> dict[str, Any]:
+    """For each parameter, in the structure of `parameter_tree`, its tuple of logical axis names."""
+    model = abstract_model(config)
+
+    def axes(variable: nnx.Variable[Any]) -> tuple[str, ...]:
+        names = variable.get_metadata("axes")
+        return ("layers",) * (len(variable.shape) - len(names)) + names
+
+    state = nnx.state(model, nnx.Param)
+    return nnx.to_pure_dict(nnx.map_state(lambda path, v: axes(v), state))
