@@ -1,0 +1,129 @@
+"""What a run is trained on: sources, their denoisers and the rates at which they are mixed."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+from t5g2.data.ul2 import T5GEMMA2_UL2, Denoiser, SpecialTokens, denoisers_from
+from t5g2.errors import UserError
+
+
+class TokenSource(Protocol):
+    """Documents by number, as token ids; reading one twice gives the same."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Int[np.ndarray, " n"]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Documents and the denoisers that examples of them may get.
+
+    Attributes:
+        name: what it is called in metrics.
+        documents: its tokenised documents.
+        denoisers: with their weights relative to one another.
+        weight: the source's rate relative to the other sources'.
+    """
+
+    name: str
+    documents: TokenSource
+    denoisers: tuple[Denoiser, ...] = T5GEMMA2_UL2
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One source (by number) under one denoiser: what the mixture's rates speak of."""
+
+    name: str
+    source: int
+    denoiser: Denoiser
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Sources mixed by rate. Its tasks are the pairs of a source and one of its denoisers."""
+
+    sources: tuple[Source, ...]
+    special: SpecialTokens
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All pairs of source and denoiser; of a lone source the denoiser's name is enough."""
+        alone = len(self.sources) == 1
+        return [
+            Task(denoiser.name if alone else f"{source.name}/{denoiser.name}", number, denoiser)
+            for number, source in enumerate(self.sources)
+            for denoiser in source.denoisers
+        ]
+
+    @property
+    def rates(self) -> Float64[np.ndarray, " tasks"]:
+        """Share of each task in the examples; they add up to 1."""
+        shares = [
+            source.weight * denoiser.weight / sum(d.weight for d in source.denoisers)
+            for source in self.sources
+            for denoiser in source.denoisers
+        ]
+        return np.array(shares) / sum(shares)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How documents become rows.
+
+    Attributes:
+        inputs_length: encoder tokens in a row (S).
+        targets_length: decoder tokens in a row (T).
+        denoisers: dictionaries with the fields of `Denoiser`; empty: T5Gemma 2's five.
+        bos_on_inputs: whether each example's encoder input starts with bos, as Gemma's tokenizer
+            does at inference.
+        seed: of the order of documents, the choice of denoisers and the noise.
+    """
+
+    inputs_length: int
+    targets_length: int
+    denoisers: tuple[Mapping[str, Any], ...] = ()
+    bos_on_inputs: bool = True
+    seed: int = 0
+
+    def made_denoisers(self) -> tuple[Denoiser, ...]:
+        """The denoisers that the settings name."""
+        return denoisers_from(self.denoisers) if self.denoisers else T5GEMMA2_UL2
+
+
+def check_lengths(mixture: Mixture, inputs_length: int, targets_length: int) -> None:
+    """Refuses sequence lengths that no example fits in or that need sentinels that do not exist.
+
+    Raises:
+        UserError: naming the denoiser.
+    """
+    for task in mixture.tasks:
+        denoiser = task.denoiser
+        longest = denoiser.longest(inputs_length, targets_length, mixture.special)
+        wanted = 1 if denoiser.mean_span is None else round(denoiser.mean_span)
+        shortest = max(int(wanted / denoiser.corruption_rate), 2)
+        if longest < shortest:
+            needs = denoiser.lengths(shortest, mixture.special)
+            raise UserError(
+                f"data.inputs_length = {inputs_length}, data.targets_length = {targets_length}: "
+                f"too short for denoiser {denoiser.name}, one span of which needs at least "
+                f"{needs[0]} inputs and {needs[1]} targets"
+            )
+        spans, sentinels = denoiser.counts(longest)[1], len(mixture.special.sentinel_ids)
+        if spans > sentinels:
+            raise UserError(
+                f"denoiser {denoiser.name} needs {spans} sentinels at lengths {inputs_length} and "
+                f"{targets_length} but the vocabulary has {sentinels}: shorten data.inputs_length "
+                "or data.targets_length, or use a tokenizer with more sentinels"
+            )
+
+
+def iterate_documents(source: TokenSource) -> Iterator[Int[np.ndarray, " n"]]:
+    """All documents of a source once, in its own order."""
+    return (source[i] for i in range(len(source)))

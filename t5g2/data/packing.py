@@ -1,0 +1,165 @@
+"""Rows: endless streams of examples, packed on both sides, whose whole state is a few integers."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from t5g2.data.mixture import Mixture
+from t5g2.data.sampling import TaskChoice, key, permute
+from t5g2.data.ul2 import Denoiser, Example, SpecialTokens, philox
+from t5g2.errors import UserError
+
+# A row is closed when less than this share of it would fit as the next piece of a longer document.
+SMALLEST_PIECE = 1 / 64
+# Two neighbours share a row evenly if each keeps at least this share of the length it has alone.
+SMALLEST_SHARE = 0.5
+# Documents without a token are passed over; so many in a row mean that there are no others.
+MOST_EMPTY_DOCUMENTS = 100_000
+
+Cursor = Int[np.ndarray, " cursor"]
+
+
+class Piece(NamedTuple):
+    """An example and where it comes from.
+
+    Attributes:
+        task: number of the task in the mixture.
+        document: number of the document in its source.
+        start: first token of the piece in the document.
+        length: tokens of the document that the piece takes.
+        example: what they became.
+    """
+
+    task: int
+    document: int
+    start: int
+    length: int
+    example: Example
+
+
+class RowStream:
+    """The rows of a global batch, each its own stream of examples.
+
+    Example j of row r has the task, and the noise, that (seed, r, j) determine. It takes as much of
+    its source's current document in this row as there is room for on both sides; the next example
+    of that source goes on from there. The d-th document of source s in row r is document number
+    `d * rows + r` of the endless sequence of keyed permutations of the source, one per epoch.
+
+    The cursor of a row is an int32 array [1 + 2 * sources]: the number of its next example, then
+    for each source the number of the current document's draw and the offset in it.
+    """
+
+    def __init__(
+        self, mixture: Mixture, rows: int, inputs_length: int, targets_length: int, seed: int
+    ) -> None:
+        for source in mixture.sources:
+            if not len(source.documents):
+                raise UserError(f"source {source.name} has no documents")
+        self.mixture = mixture
+        self.tasks = mixture.tasks
+        self.rows = rows
+        self.room = (inputs_length, targets_length)
+        self.cursor_length = 1 + 2 * len(mixture.sources)
+        self._choose = TaskChoice(mixture.rates, seed)
+        self._order_seeds = [key("order", seed, source.name) for source in mixture.sources]
+        self._noise_seed = key("noise", seed)
+        self._smallest_piece = max(int((inputs_length + targets_length) * SMALLEST_PIECE), 2)
+        # The tokens of each (row, source)'s current document: a cache, no state.
+        self._current: dict[tuple[int, int], tuple[int, Int[np.ndarray, " n"]]] = {}
+
+    def start(self) -> Int[np.ndarray, "rows cursor"]:
+        """Cursors of all rows before the first example."""
+        return np.zeros((self.rows, self.cursor_length), np.int32)
+
+    def document_number(self, source: int, row: int, draw: int) -> int:
+        """Which document the `draw`-th of a source in a row is: each once per epoch."""
+        size = len(self.mixture.sources[source].documents)
+        epoch, index = divmod(draw * self.rows + row, size)
+        return permute(index, size, key(self._order_seeds[source], epoch))
+
+    def next_row(self, row: int, cursor: Cursor) -> tuple[list[Piece], Cursor]:
+        """Fills one row of the next batch.
+
+        Args:
+            row: number of the row in the global batch.
+            cursor: its cursor; not changed.
+
+        Returns:
+            The examples that stand in the row and the cursor after them.
+        """
+        cursor = cursor.copy()
+        inputs_left, targets_left = self.room
+        pieces: list[Piece] = []
+        while True:
+            j = int(cursor[0])
+            number = self._choose(row, j)
+            task = self.tasks[number]
+            at = 1 + 2 * task.source
+            document, tokens = self._document(task.source, row, cursor[at : at + 2])
+            start = int(cursor[at + 1])
+            remaining = len(tokens) - start
+            following = self.tasks[self._choose(row, j + 1)].denoiser
+            most, fair = fair_length(
+                task.denoiser, following, inputs_left, targets_left, self.mixture.special
+            )
+            if most < min(remaining, self._smallest_piece):
+                return pieces, cursor
+            length = min(remaining, fair)
+            bits = philox(self._noise_seed, row, j)
+            example = task.denoiser(tokens[start : start + length], bits, self.mixture.special)
+            pieces.append(Piece(number, document, start, length, example))
+            inputs_left -= len(example.inputs)
+            targets_left -= len(example.targets)
+            cursor[0] = j + 1
+            if length == remaining:
+                cursor[at] += 1
+                cursor[at + 1] = 0
+            else:
+                cursor[at + 1] = start + length
+
+    def _document(self, source: int, row: int, place: Cursor) -> tuple[int, Int[np.ndarray, " n"]]:
+        """Number and tokens of the document at `place` = [draw, offset], past empty ones."""
+        for _ in range(MOST_EMPTY_DOCUMENTS):
+            draw = int(place[0])
+            number = self.document_number(source, row, draw)
+            cached = self._current.get((row, source))
+            if cached is None or cached[0] != draw:
+                cached = draw, self.mixture.sources[source].documents[number]
+                self._current[row, source] = cached
+            if len(cached[1]):
+                return number, cached[1]
+            place[0] += 1
+        raise UserError(
+            f"source {self.mixture.sources[source].name}: {MOST_EMPTY_DOCUMENTS:,} documents in a "
+            "row hold no text"
+        )
+
+
+def fair_length(
+    denoiser: Denoiser, following: Denoiser, inputs: int, targets: int, special: SpecialTokens
+) -> tuple[int, int]:
+    """How long a piece may be in the room that is left, and how long it should be.
+
+    Denoisers fill the two sides unequally: prefix language modelling three times as many targets as
+    inputs, 15% corruption the reverse. Where this example and the following one complement each
+    other, both sides are filled by shortening each a little: with (a, b) and (c, d) the shares of
+    inputs and targets that each fills at its longest, p and q solve p (a, b) + q (c, d) = (1, 1).
+
+    Returns:
+        The longest piece that fits, and the length that leaves the following example its share.
+    """
+    most = denoiser.longest(inputs, targets, special)
+    other = following.longest(inputs, targets, special)
+    if not most or not other:
+        return most, most
+    own, next_ = denoiser.lengths(most, special), following.lengths(other, special)
+    a, b = own[0] / inputs, own[1] / targets
+    c, d = next_[0] / inputs, next_[1] / targets
+    determinant = a * d - b * c
+    if abs(determinant) < 1e-6:
+        return most, most
+    p, q = (d - c) / determinant, (a - b) / determinant
+    if not (SMALLEST_SHARE <= p < 1 and SMALLEST_SHARE <= q < 1):
+        return most, most
+    return most, max(int(p * most), 1)
