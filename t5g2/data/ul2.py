@@ -1,4 +1,4 @@
-"""UL2 denoisers (arXiv:2205.05131, section 3.1) in plain numpy: tokens and bits in, examples out."""
+"""UL2 denoisers (arXiv:2205.05131, section 3.1) in plain numpy: tokens in, examples out."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
