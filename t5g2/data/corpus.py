@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.data.mixture import DataConfig, Mixture, Source, check_lengths
+from t5g2.data.mixture import DataConfig, Mixture, Source
 from t5g2.data.sources import CorpusConfig, TextFiles, TokenizedTexts, open_corpus
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from t5g2.data.ul2 import SpecialTokens
@@ -54,21 +54,16 @@ class Corpus:
     facts: dict[str, Any]
 
     def mixture(self, split: str, config: DataConfig) -> Mixture:
-        """The mixture over one split.
-
-        Raises:
-            UserError: sequence lengths that do not suit a denoiser or the sentinels.
-        """
+        """The mixture over one split."""
         special = SpecialTokens(
-            self.tokenizer.bos_id if config.bos_on_inputs else None,
+            self.tokenizer.bos_id,
             self.tokenizer.eos_id,
             self.tokenizer.sentinel_ids,
+            config.bos_on_inputs,
         )
         documents = TokenizedTexts(self.texts[split], self.tokenizer)
         source = Source(name="text", documents=documents, denoisers=config.made_denoisers())
-        mixture = Mixture(sources=(source,), special=special)
-        check_lengths(mixture, config.inputs_length, config.targets_length)
-        return mixture
+        return Mixture(sources=(source,), special=special)
 
 
 def prepare_tokenizer(
@@ -76,7 +71,8 @@ def prepare_tokenizer(
 ) -> Tokenizer:
     """The run's tokenizer, kept in `run_dir`/tokenizer: found there, copied there, or trained."""
     home = run_dir / TOKENIZER_DIR
-    if home.is_dir() and any(home.iterdir()):
+    # Anything else in there is what an interrupted run left.
+    if any(path.suffix in (".model", ".json") for path in home.glob("*")):
         return load_tokenizer(home)
     if config.path is None:
         home.mkdir(parents=True, exist_ok=True)
@@ -125,8 +121,8 @@ def prepare_corpus(
         changed = [k for k, v in fingerprint.items() if facts["fingerprint"].get(k) != v]
         if changed:
             raise UserError(
-                f"{run_dir}: the {', '.join(changed)} documents changed since this run began "
-                f"({kept} has their fingerprint); restore them or use another --run_dir"
+                f"{run_dir}: {' and '.join(changed)} changed since this run began ({kept} has the "
+                "fingerprints); restore what changed or use another --run_dir"
             )
     else:
         with stage("counting tokens"):

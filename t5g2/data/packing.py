@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from t5g2.data.mixture import Mixture
+from t5g2.data.mixture import Mixture, check_lengths
 from t5g2.data.sampling import TaskChoice, key, permute
 from t5g2.data.ul2 import Denoiser, Example, SpecialTokens, philox
 from t5g2.errors import UserError
@@ -48,6 +48,9 @@ class RowStream:
 
     The cursor of a row is an int32 array [1 + 2 * sources]: the number of its next example, then
     for each source the number of the current document's draw and the offset in it.
+
+    Raises:
+        UserError: an empty source, or lengths that do not suit a denoiser or the sentinels.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class RowStream:
         for source in mixture.sources:
             if not len(source.documents):
                 raise UserError(f"source {source.name} has no documents")
+        check_lengths(mixture, inputs_length, targets_length)
         self.mixture = mixture
         self.tasks = mixture.tasks
         self.rows = rows
@@ -103,7 +107,8 @@ class RowStream:
             most, fair = fair_length(
                 task.denoiser, following, inputs_left, targets_left, self.mixture.special
             )
-            if most < min(remaining, self._smallest_piece):
+            # In very unequal room even the longest piece is small: a row is never left empty.
+            if pieces and most < min(remaining, self._smallest_piece):
                 return pieces, cursor
             length = min(remaining, fair)
             bits = philox(self._noise_seed, row, j)

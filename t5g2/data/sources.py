@@ -1,6 +1,7 @@
 """Where documents come from."""
 
 import dataclasses
+import os
 import sysconfig
 import zlib
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ class TextFiles(Sequence[str]):
                 size = (self.root / name).stat().st_size
             except OSError as error:
                 raise UserError(f"{self.root / name}: cannot be read: {error.strerror}") from None
-            digest = zlib.crc32(f"{name}\0{size}\n".encode(), digest)
+            digest = zlib.crc32(os.fsencode(f"{name}\0{size}\n"), digest)
         return f"{digest:08x}"
 
 
@@ -112,7 +113,7 @@ def open_corpus(config: CorpusConfig) -> dict[str, TextFiles]:
         raise UserError(f"corpus.path: no document below {root}; looked for {suffixes}")
     threshold = config.heldout_share * 2**32
     # A document's side depends on its name alone, so that adding others does not move it.
-    heldout = [name for name in names if zlib.crc32(name.encode()) < threshold]
+    heldout = [name for name in names if zlib.crc32(os.fsencode(name)) < threshold]
     train = sorted(set(names) - set(heldout))
     if not heldout or not train:
         missing = "heldout" if not heldout else "train"

@@ -15,11 +15,19 @@ Bits = Callable[[int], UInt64[np.ndarray, " n"]]
 
 
 class SpecialTokens(NamedTuple):
-    """Ids that denoising adds: bos (None: not added to inputs), eos, and the sentinel block."""
+    """Ids that are no text.
 
-    bos_id: int | None
+    Attributes:
+        bos_id: what decoder inputs start with, and encoder inputs unless `bos_on_inputs` is False.
+        eos_id: ends the targets.
+        sentinel_ids: stand for the hidden spans, in this order.
+        bos_on_inputs: whether encoder inputs start with bos.
+    """
+
+    bos_id: int
     eos_id: int
     sentinel_ids: range
+    bos_on_inputs: bool = True
 
 
 class Example(NamedTuple):
@@ -84,8 +92,7 @@ class Denoiser:
     def lengths(self, length: int, special: SpecialTokens) -> tuple[int, int]:
         """Lengths of inputs and targets that a piece of `length` >= 1 tokens becomes."""
         hidden, spans = self.counts(length)
-        has_bos = special.bos_id is not None
-        return has_bos + length - hidden + spans, hidden + spans + 1
+        return special.bos_on_inputs + length - hidden + spans, hidden + spans + 1
 
     def longest(self, inputs: int, targets: int, special: SpecialTokens) -> int:
         """Longest piece that fits in so much room on both sides; 0 if not even one token fits."""
@@ -137,7 +144,7 @@ class Denoiser:
         kept[starts] = True
         corrupted = tokens.copy()
         corrupted[starts] = sentinels
-        head = [] if special.bos_id is None else [special.bos_id]
+        head = [special.bos_id] if special.bos_on_inputs else []
         inputs = np.concatenate([np.array(head, np.int32), corrupted[kept]])
         targets = np.empty(hidden + spans + 1, np.int32)
         targets[-1] = special.eos_id
