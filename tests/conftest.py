@@ -1,0 +1,40 @@
+"""Fixtures that several rooms share."""
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from t5g2.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+
+
+def _standard_library(max_bytes: int, skip: int = 0) -> list[str]:
+    """Python's own modules, in the order of their names: real text that is on every machine."""
+    documents: list[str] = []
+    total = 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[skip:]:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        documents.append(text)
+        total += len(text.encode())
+        if total >= max_bytes:
+            break
+    return documents
+
+
+@pytest.fixture(scope="session")
+def standard_library() -> Callable[..., list[str]]:
+    """`standard_library(max_bytes, skip=0)`: that many bytes of whole modules, as documents."""
+    return _standard_library
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
+    """1000 ids, 64 sentinels, trained on 300 kB of the standard library."""
+    return train_sentencepiece(
+        _standard_library(300_000),
+        tmp_path_factory.mktemp("tokenizer") / "tiny.model",
+        vocab_size=1000,
+        sentinels=64,
+        max_bytes=300_000,
+    )
