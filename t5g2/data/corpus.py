@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from t5g2.errors import UserError
 from t5g2.files import write_atomically
 
 TOKENIZER_DIR = "tokenizer"
+FACTS_FILE = "corpus.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,44 +67,18 @@ class Corpus:
         return Mixture(sources=(source,), special=special)
 
 
-def prepare_tokenizer(
-    config: TokenizerConfig, texts: dict[str, TextFiles], run_dir: Path
-) -> Tokenizer:
-    """The run's tokenizer, kept in `run_dir`/tokenizer: found there, copied there, or trained."""
-    home = run_dir / TOKENIZER_DIR
-    # Anything else in there is what an interrupted run left.
-    if any(path.suffix in (".model", ".json") for path in home.glob("*")):
-        return load_tokenizer(home)
-    if config.path is None:
-        home.mkdir(parents=True, exist_ok=True)
-        return train_sentencepiece(
-            texts["train"],
-            home / "tokenizer.model",
-            vocab_size=config.vocab_size,
-            sentinels=config.sentinels,
-            max_bytes=config.train_bytes,
-        )
-    given = load_tokenizer(Path(config.path))
-    staging = home.with_name(TOKENIZER_DIR + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    shutil.copy2(given.path, staging / given.path.name)
-    staging.replace(home)
-    return load_tokenizer(home)
-
-
 def prepare_corpus(
     corpus_config: CorpusConfig,
     tokenizer_config: TokenizerConfig,
     run_dir: Path,
-    stage: Callable[[str], Any],
+    stage: Callable[[str], AbstractContextManager[None]],
 ) -> Corpus:
-    """Opens the corpus, makes the tokenizer and counts both; what was done before is kept.
+    """Opens the corpus, makes the run's tokenizer and counts both; what was done before is kept.
 
     Args:
         corpus_config: where the text is.
         tokenizer_config: which tokenizer.
-        run_dir: the tokenizer and `corpus.json` are kept there.
+        run_dir: keeps the tokenizer, in `tokenizer/`, and the facts, in `corpus.json`.
         stage: a context manager that announces a phase by its title.
 
     Raises:
@@ -112,23 +87,46 @@ def prepare_corpus(
     with stage("corpus"):
         texts = open_corpus(corpus_config)
         fingerprint = {split: files.fingerprint() for split, files in texts.items()}
-    with stage("tokenizer"):
-        tokenizer = prepare_tokenizer(tokenizer_config, texts, run_dir)
-    fingerprint["tokenizer"] = tokenizer.fingerprint
-    kept = run_dir / "corpus.json"
-    if kept.exists():
-        facts = json.loads(kept.read_text())
-        changed = [k for k, v in fingerprint.items() if facts["fingerprint"].get(k) != v]
-        if changed:
-            raise UserError(
-                f"{run_dir}: {' and '.join(changed)} changed since this run began ({kept} has the "
-                "fingerprints); restore what changed or use another --run_dir"
-            )
-    else:
+    facts_path, home = run_dir / FACTS_FILE, run_dir / TOKENIZER_DIR
+    made_for = [dataclasses.asdict(corpus_config), dataclasses.asdict(tokenizer_config)]
+    made_for = json.loads(json.dumps(made_for))
+    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
+    # Written last, the facts vouch for the tokenizer. Without them, or with those of other
+    # settings that never came to train, it is made anew.
+    if facts.get("made_for") != made_for:
+        with stage("tokenizer"):
+            tokenizer = _make_tokenizer(tokenizer_config, texts["train"], home)
+        fingerprint["tokenizer"] = tokenizer.fingerprint
         with stage("counting tokens"):
-            facts = {"fingerprint": fingerprint, **_count(texts, tokenizer)}
-        write_atomically(kept, json.dumps(facts, indent=1))
+            facts = {"made_for": made_for, "fingerprint": fingerprint, **_count(texts, tokenizer)}
+        write_atomically(facts_path, json.dumps(facts, indent=1))
+    else:
+        tokenizer = load_tokenizer(home)
+        fingerprint["tokenizer"] = tokenizer.fingerprint
+    changed = [name for name, value in fingerprint.items() if facts["fingerprint"][name] != value]
+    if changed:
+        raise UserError(
+            f"{run_dir}: {' and '.join(changed)} changed since this run began ({facts_path} has "
+            "the fingerprints); restore what changed or use another --run_dir"
+        )
     return Corpus(texts=texts, tokenizer=tokenizer, facts=facts)
+
+
+def _make_tokenizer(config: TokenizerConfig, texts: TextFiles, home: Path) -> Tokenizer:
+    home.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (home / name).unlink(missing_ok=True)
+    if config.path is not None:
+        given = load_tokenizer(Path(config.path)).path
+        write_atomically(home / f"tokenizer{given.suffix}", given.read_bytes())
+        return load_tokenizer(home)
+    return train_sentencepiece(
+        texts,
+        home / "tokenizer.model",
+        vocab_size=config.vocab_size,
+        sentinels=config.sentinels,
+        max_bytes=config.train_bytes,
+    )
 
 
 def _count(texts: dict[str, TextFiles], tokenizer: Tokenizer) -> dict[str, Any]:

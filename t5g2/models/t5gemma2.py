@@ -100,6 +100,13 @@ def parameter_tree(model: T5Gemma2) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def from_parameters(config: ModelConfig, params: dict[str, Any]) -> T5Gemma2:
+    """The model that computes with given parameters (the inverse of `parameter_tree`)."""
+    graph, state = nnx.split(abstract_model(config))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
     """For each parameter, in the structure of `parameter_tree`, its tuple of logical axis names."""
     model = abstract_model(config)

@@ -1,0 +1,37 @@
+"""Held-out loss, teacher-forced."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from t5g2.data.loader import RowBatches
+from t5g2.data.packing import RowStream
+from t5g2.parallel.rules import batch_sharding
+from t5g2.training.metrics import MeanLoss, mean_loss
+from t5g2.training.step import DeviceBatch, LossSums
+
+
+class HeldOut:
+    """The first batches of a stream of held-out rows: the same ones at every evaluation."""
+
+    def __init__(
+        self,
+        stream: RowStream,
+        eval_step: Callable[[Any, DeviceBatch], LossSums],
+        mesh: Mesh,
+        *,
+        bos_id: int,
+        batches: int,
+    ) -> None:
+        self._tasks = [task.name for task in stream.tasks]
+        self._eval_step = eval_step
+        rows = iter(RowBatches(stream, stream.start(), 0, stream.rows, bos_id))
+        sharding = batch_sharding(mesh)
+        self._batches = [jax.device_put(next(rows).batch, sharding) for _ in range(batches)]
+
+    def loss(self, params: Any) -> MeanLoss:
+        """Mean loss of parameters on these batches."""
+        sums = [self._eval_step(params, batch) for batch in self._batches]
+        return mean_loss(jax.device_get(sums), self._tasks)

@@ -1,0 +1,137 @@
+"""What a run leaves behind: averaged weights, their export, infillings, figures, the report."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5g2.checkpoints.average import write_average
+from t5g2.checkpoints.store import CheckpointStore
+from t5g2.data.corpus import Corpus
+from t5g2.data.ul2 import philox
+from t5g2.evaluation import HeldOut
+from t5g2.export import export_checkpoint
+from t5g2.files import write_atomically
+from t5g2.pretrained import load
+from t5g2.reporting.metrics_log import FILE_NAME, MetricsLog, read_metrics
+from t5g2.reporting.plots import plot_loss
+from t5g2.reporting.progress import Progress
+from t5g2.reporting.report import write_report
+from t5g2.settings import Settings
+
+AVERAGED_DIR = "averaged"
+EXPORT_DIR = "export"
+SAMPLES_FILE = "samples.json"
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has come to its end, results included."""
+    path = run_dir / FILE_NAME
+    return path.is_file() and bool(read_metrics(path).summary)
+
+
+def write_figures(run_dir: Path) -> None:
+    """Writes `loss.png` and `report.html` from what the run directory holds."""
+    history = read_metrics(run_dir / FILE_NAME)
+    if history.train:
+        plot_loss(history, run_dir / "loss.png")
+    write_report(run_dir)
+
+
+def finish(
+    run_dir: Path,
+    settings: Settings,
+    corpus: Corpus,
+    store: CheckpointStore,
+    heldout: HeldOut,
+    params_shardings: Any,
+    log: MetricsLog,
+    progress: Progress,
+) -> None:
+    """Averages, evaluates, exports, fills in samples, and writes the summary, which ends the run.
+
+    What an interrupted earlier attempt left is made again.
+    """
+    wanted, steps = settings.finish.average_last, store.steps()
+    step = steps[-1]
+    averaged = steps[-wanted:] if wanted else [step]
+    if len(averaged) < wanted:
+        progress.message(f"finish.average_last is {wanted} but only {len(steps)} checkpoints exist")
+    result = run_dir / AVERAGED_DIR
+    with progress.stage(f"averaging steps {', '.join(map(str, averaged))}"):
+        shutil.rmtree(result, ignore_errors=True)
+        params = write_average([store.path(step) for step in averaged], result)
+    loss = heldout.loss(jax.device_put(params, params_shardings))
+    log.write("eval", step, split="heldout", weights="averaged", **loss._asdict())
+    entropy = corpus.facts["unigram_entropy"]
+    history = read_metrics(run_dir / FILE_NAME)
+    last = [row["loss"] for row in history.eval if row["weights"] == "last"][-1]
+    progress.message(
+        f"held-out loss: averaged {loss.loss:.3f}, last {last:.3f} nats/token; unigram entropy "
+        f"of the corpus: {entropy:.3f}"
+    )
+    source = result
+    if settings.finish.export:
+        source = run_dir / EXPORT_DIR
+        with progress.stage(f"exporting to {source}"):
+            shutil.rmtree(source, ignore_errors=True)
+            export_checkpoint(result, source)
+    if settings.finish.samples:
+        with progress.stage("filling in held-out text"):
+            samples = fill_in(source, corpus, settings)
+        write_atomically(run_dir / SAMPLES_FILE, json.dumps(samples, indent=1))
+        for sample in samples:
+            progress.message(
+                f"--- {sample['task']}\n{sample['input']}\n"
+                f"    predicted: {sample['prediction']!r}\n    truth:     {sample['target']!r}"
+            )
+    log.write(
+        "summary",
+        step,
+        unigram_entropy=entropy,
+        heldout_loss_last=last,
+        heldout_loss_averaged=loss.loss,
+        checkpoints_averaged=averaged,
+        export=str(source) if settings.finish.export else None,
+        corpus={
+            "documents": corpus.facts["train"]["documents"],
+            "heldout_documents": corpus.facts["heldout"]["documents"],
+            "characters": corpus.facts["train"]["characters"],
+            "tokens": corpus.facts["train"]["tokens"],
+        },
+    )
+
+
+def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[str, str]]:
+    """Greedy infillings of held-out passages, one denoiser after the other.
+
+    Returns:
+        For each: task, input, target and prediction, as text with sentinels visible.
+    """
+    model, tokenizer = load(model_dir), corpus.tokenizer
+    mixture = corpus.mixture("heldout", settings.data)
+    tasks, documents = mixture.tasks, mixture.sources[0].documents
+    length = settings.finish.sample_tokens
+    long_enough = [d for d in map(documents.__getitem__, range(len(documents))) if len(d) > length]
+    examples = []
+    for i, tokens in zip(range(settings.finish.samples), itertools.cycle(long_enough)):
+        task = tasks[i % len(tasks)]
+        start = int(philox(settings.data.seed, i)(1)[0] % (len(tokens) - length))
+        example = task.denoiser(tokens[start : start + length], philox(1, i), mixture.special)
+        examples.append((task.name, example))
+    if not examples:
+        return []
+    longest = max(len(example.targets) for _, example in examples)
+    made = model.generate_ids([example.inputs for _, example in examples], longest)
+    return [
+        {
+            "task": name,
+            "input": tokenizer.decode(example.inputs[1:]),
+            "target": tokenizer.decode(example.targets[:-1]),
+            "prediction": tokenizer.decode(ids),
+        }
+        for (name, example), ids in zip(examples, made, strict=True)
+    ]

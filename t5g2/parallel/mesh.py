@@ -1,0 +1,89 @@
+"""The device mesh."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from t5g2.errors import UserError
+from t5g2.parallel.rules import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one may be -1 and takes the devices that the others leave.
+
+    Attributes:
+        data: copies of the model, each with its own rows.
+        fsdp: devices that share the parameters and the rows.
+        tensor: devices that share heads, MLP and vocabulary.
+        context: devices that share a row's tokens; more than 1 is refused for now.
+        cpu_devices: split this machine's CPU into so many devices; None: leave it as it is.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+    cpu_devices: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError("only one mesh axis may be -1")
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"{axis} must be at least 1, or -1 for the rest, not {size}")
+        if self.context != 1:
+            raise ValueError("context must be 1: rows cannot be split over devices yet")
+
+
+def configure_devices(config: MeshConfig) -> None:
+    """Splits the CPU into virtual devices, if asked to; only before jax has started its back end.
+
+    Raises:
+        UserError: the back end runs already with another number of devices.
+    """
+    if config.cpu_devices is None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    except RuntimeError:
+        if jax.device_count("cpu") != config.cpu_devices:
+            raise UserError(
+                f"mesh.cpu_devices = {config.cpu_devices}: jax runs with "
+                f"{jax.device_count('cpu')} CPU devices already"
+            ) from None
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh over all devices.
+
+    Raises:
+        UserError: the axes' sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    devices = jax.device_count()
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices:
+        shape = ", ".join(f"{a}={getattr(config, a)}" for a in MESH_AXES)
+        raise UserError(f"mesh ({shape}) does not fit {devices} devices")
+    explicit = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=explicit)
+
+
+def check_rows(mesh: Mesh, rows: int, accumulation: int) -> None:
+    """Refuses batches whose microbatches cannot be dealt out evenly.
+
+    Raises:
+        UserError: `rows` is no multiple of `accumulation` times the devices that share the rows.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
+    if rows % parts:
+        raise UserError(
+            f"train.rows = {rows} must be a multiple of {parts} (mesh.data x mesh.fsdp x "
+            "train.accumulation)"
+        )

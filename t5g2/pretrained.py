@@ -1,0 +1,168 @@
+"""A trained model with its tokenizer, from a t5g2 checkpoint or a Hugging Face directory."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from t5g2 import settings
+from t5g2.checkpoints.store import read_arrays, read_meta
+from t5g2.data.tokenizer import Tokenizer, load_tokenizer
+from t5g2.errors import UserError
+from t5g2.interop.hf import load_hf
+from t5g2.models import generation
+from t5g2.models.config import ModelConfig
+from t5g2.models.t5gemma2 import T5Gemma2, from_parameters
+
+
+class Pretrained:
+    """A model ready to use.
+
+    Attributes:
+        config: its hyperparameters.
+        params: its parameters, numpy arrays structured as by `parameter_tree`.
+        model: the module that computes with them.
+        tokenizer: its tokenizer.
+        meta: what its checkpoint says of itself; empty for a Hugging Face directory.
+    """
+
+    def __init__(
+        self, config: ModelConfig, params: Any, tokenizer: Tokenizer, meta: dict[str, Any]
+    ) -> None:
+        self.config = config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.meta = meta
+        self.model = from_parameters(config, jax.tree.map(jnp.asarray, params))
+
+    def logits(
+        self,
+        input_ids: Int[Array, "B S"],
+        decoder_input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits, float32 [B, T, V], of encoder tokens and (shifted) decoder tokens."""
+        return _logits(self.model, input_ids, decoder_input_ids, attention_mask)
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """Encoder tokens of a prompt: bos, the text, and sentinels where it names them.
+
+        `<sentinel_0>`, `<sentinel_1>`, ... mark what is to be filled in. A text without one is
+        to be continued: it ends with the first sentinel, as in prefix language modelling.
+
+        Raises:
+            UserError: the text names a sentinel that the tokenizer does not have.
+        """
+        tokenizer = self.tokenizer
+        parts = re.split(r"<sentinel_(\d+)>", text)
+        if len(parts) == 1:
+            parts = [text, "0", ""]
+        ids = [np.array([tokenizer.bos_id])]
+        for i, part in enumerate(parts):
+            if i % 2 == 0:
+                ids.append(tokenizer.encode(part))
+            elif int(part) < len(tokenizer.sentinel_ids):
+                ids.append(np.array([tokenizer.sentinel_ids[int(part)]]))
+            else:
+                raise UserError(
+                    f"<sentinel_{part}>: the tokenizer has {len(tokenizer.sentinel_ids)} sentinels"
+                )
+        return np.concatenate(ids).astype(np.int32)
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Int[np.ndarray, " n"]],
+        max_new_tokens: int,
+        sampling: generation.Sampling = generation.GREEDY,
+    ) -> list[Int[np.ndarray, " n"]]:
+        """Generates from encoder tokens, one batch; ends each at eos, which is left out."""
+        ids, mask = _right_padded(prompts, self.tokenizer.pad_id)
+        made = generation.generate(
+            self.model,
+            ids,
+            mask,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            eos_ids=(self.tokenizer.eos_id,),
+        )
+        ends = [np.flatnonzero(row == self.tokenizer.eos_id) for row in made]
+        return [row[: end[0]] if len(end) else row for row, end in zip(made, ends, strict=True)]
+
+    def generate(
+        self,
+        text: str,
+        max_new_tokens: int = 64,
+        sampling: generation.Sampling = generation.GREEDY,
+    ) -> str:
+        """Continues a text, or fills in its sentinels (see `encode`).
+
+        Returns:
+            The continuation; of a text with sentinels, each sentinel followed by what fills it.
+        """
+        (ids,) = self.generate_ids([self.encode(text)], max_new_tokens, sampling)
+        return self.decode(text, ids)
+
+    def stream(
+        self, text: str, max_new_tokens: int, sampling: generation.Sampling
+    ) -> Iterator[str]:
+        """As `generate`, piece by piece."""
+        ids: list[int] = []
+        shown = ""
+        for step in generation.stream(
+            self.model,
+            self.encode(text)[None],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            eos_ids=(self.tokenizer.eos_id,),
+        ):
+            if int(step[0]) == self.tokenizer.eos_id:
+                break
+            ids.append(int(step[0]))
+            now = self.decode(text, ids)
+            # A character may take several tokens; it is shown once it is whole.
+            if not now.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield now[len(shown) :]
+                shown = now
+
+    def decode(self, prompt: str, ids: Sequence[int] | np.ndarray) -> str:
+        """Generated tokens as text; sentinels are shown if the prompt has some."""
+        skip = re.search(r"<sentinel_\d+>", prompt) is None
+        return self.tokenizer.decode(ids, skip_special=skip)
+
+
+_logits = nnx.jit(lambda model, *arguments: model(*arguments))
+
+
+def _right_padded(
+    rows: Sequence[Int[np.ndarray, " n"]], pad_id: int
+) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
+    ids = np.full((len(rows), max(map(len, rows))), pad_id, np.int32)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def load(path: str | Path) -> Pretrained:
+    """Loads a t5g2 checkpoint or a Hugging Face directory of T5Gemma 2, tokenizer included.
+
+    Raises:
+        UserError: it is neither, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory")
+    if (path / "config.json").is_file():
+        config, params = load_hf(path)
+        return Pretrained(config, params, load_tokenizer(path), {})
+    meta = read_meta(path)
+    config = settings.from_json(meta["settings"]).model
+    tokenizer = load_tokenizer(path / meta["tokenizer"])
+    return Pretrained(config, read_arrays(path / "params"), tokenizer, meta)

@@ -1,0 +1,180 @@
+"""The sections of a configuration: what a gin file can bind."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from t5g2 import config
+from t5g2.checkpoints.store import CheckpointConfig
+from t5g2.data.corpus import TokenizerConfig
+from t5g2.data.mixture import DataConfig
+from t5g2.data.sources import CorpusConfig
+from t5g2.errors import UserError
+from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
+from t5g2.parallel.mesh import MeshConfig
+from t5g2.training.optimizer import OptimizerConfig
+from t5g2.training.schedule import ScheduleConfig
+
+CONFIG_FILE = "config.gin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run.
+
+    Attributes:
+        total_steps: length of the run; the learning rate decays over it.
+        stop_at: stop after this step, as if interrupted; None: at the end.
+        rows: rows of a global batch.
+        accumulation: microbatches that a batch is split into, one after the other.
+        log_every: steps between two records in the metrics log.
+        seed: of the initial parameters.
+    """
+
+    total_steps: int
+    rows: int
+    stop_at: int | None = None
+    accumulation: int = 1
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "rows", "accumulation", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.rows % self.accumulation:
+            raise ValueError(f"accumulation ({self.accumulation}) must divide rows ({self.rows})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out loss.
+
+    Attributes:
+        every: steps between two evaluations in a run.
+        batches: batches of held-out rows, always the same ones.
+    """
+
+    every: int = 500
+    batches: int = 8
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.batches < 1:
+            raise ValueError("every and batches must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishConfig:
+    """What a run does once its last step is done.
+
+    Attributes:
+        average_last: number of checkpoints whose mean is the result; 0 keeps the last weights.
+        export: whether the result is written as a Hugging Face directory.
+        samples: number of held-out passages to fill in greedily.
+        sample_tokens: length of the passages, in tokens.
+    """
+
+    average_last: int = 5
+    export: bool = True
+    samples: int = 4
+    sample_tokens: int = 96
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole configuration, a section an attribute."""
+
+    model: ModelConfig
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    checkpoints: CheckpointConfig
+    evaluation: EvaluationConfig
+    finish: FinishConfig
+
+    def sections(self) -> dict[str, Any]:
+        """Section name to its dataclass."""
+        return {name: getattr(self, name) for name in SECTIONS}
+
+    def to_json(self) -> dict[str, Any]:
+        """As nested JSON values; `from_json` reads it back."""
+        return config.to_json_dict(self.sections())
+
+    def hash(self) -> str:
+        """16 hex digits that any change of a setting changes."""
+        return config.config_hash(self.sections())
+
+    def to_gin(self) -> str:
+        """As gin text, defaults included."""
+        return config.operative_config(self.sections())
+
+
+SECTIONS: dict[str, type] = {
+    field.name: field.type for field in dataclasses.fields(Settings) if isinstance(field.type, type)
+}
+
+# A run may be resumed with other values of these: they change where and how often, not what.
+MAY_CHANGE = frozenset(
+    {
+        "train.stop_at",
+        "train.log_every",
+        "train.accumulation",
+        *(f"model.{name}" for name in EXECUTION_FIELDS),
+        *(
+            f"{section}.{field.name}"
+            for section in ("mesh", "checkpoints", "evaluation", "finish")
+            for field in dataclasses.fields(SECTIONS[section])
+        ),
+    }
+)
+
+
+def read_settings(
+    gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> Settings:
+    """Settings from gin files and command-line bindings.
+
+    Raises:
+        UserError: the first mistake, with its file and line.
+    """
+    return Settings(**config.parse(SECTIONS, gin_files, bindings, search_paths))
+
+
+def from_json(saved: dict[str, Any]) -> Settings:
+    """Settings from what `Settings.to_json` wrote."""
+    return Settings(**config.from_json_dict(SECTIONS, saved))
+
+
+def run_settings(run_dir: Path) -> Settings:
+    """The operative settings of a run directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
+    return read_settings([str(path)])
+
+
+def check_same_run(run_dir: Path, settings: Settings) -> None:
+    """Refuses to continue a run under settings that make it another one.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
+    if not (run_dir / CONFIG_FILE).exists():
+        return
+    changed = config.differences(
+        run_settings(run_dir).to_json(), settings.to_json(), ignore=MAY_CHANGE
+    )
+    if changed:
+        raise UserError(
+            f"{run_dir} belongs to another configuration: {'; '.join(changed)}. Use another "
+            "--run_dir, or the settings it was started with"
+        )

@@ -1,0 +1,35 @@
+"""Asking a run to stop: Ctrl-C and the scheduler's SIGTERM."""
+
+import os
+import signal
+from types import FrameType
+
+
+class StopRequest:
+    """While active, the first SIGINT or SIGTERM is remembered; a second one ends the process.
+
+    Attributes:
+        signal: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> "StopRequest":
+        caught = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._remember) for number in caught}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell makes of the signal, 128 + its number: the run is saved but not done."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number)

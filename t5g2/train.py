@@ -1,0 +1,219 @@
+"""The pretraining job: `t5g2 train`. It goes on where the run's last checkpoint stands."""
+
+import argparse
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5g2.checkpoints.store import CHECKPOINTS_DIR, CheckpointStore, read_meta
+from t5g2.data.corpus import FACTS_FILE, TOKENIZER_DIR, Corpus, prepare_corpus
+from t5g2.data.loader import RowBatches
+from t5g2.data.packing import RowStream
+from t5g2.errors import UserError
+from t5g2.evaluation import HeldOut
+from t5g2.files import write_atomically
+from t5g2.finish import finish, is_finished, write_figures
+from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
+from t5g2.parallel.rules import batch_sharding
+from t5g2.reporting.metrics_log import MetricsLog
+from t5g2.reporting.progress import Progress
+from t5g2.settings import CONFIG_FILE, Settings, check_same_run, read_settings
+from t5g2.signals import StopRequest
+from t5g2.training.metrics import Meter, Totals
+from t5g2.training.optimizer import make_optimizer
+from t5g2.training.schedule import make_schedule, warmup_steps
+from t5g2.training.state import initial_state, state_shardings
+from t5g2.training.step import jit_eval_step, jit_train_step
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the job; see `train`."""
+    settings = read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    return train(settings, Path(args.run_dir))
+
+
+def train(settings: Settings, run_dir: Path) -> int:
+    """Trains until the end, `train.stop_at`, or SIGINT or SIGTERM.
+
+    Returns:
+        0 when done or stopped at `train.stop_at`; 128 + the number of the signal that stopped it,
+        once everything is saved.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    _check_run_dir(run_dir)
+    check_same_run(run_dir, settings)
+    total = settings.train.total_steps
+    if is_finished(run_dir):
+        print(f"{run_dir} is complete ({total} steps): see {run_dir / 'report.html'}")
+        return 0
+
+    # ---- Devices
+    configure_devices(settings.mesh)
+    mesh = make_mesh(settings.mesh)
+    check_rows(mesh, settings.train.rows, settings.train.accumulation)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+    with Progress(total) as progress:
+        # ---- Data
+        corpus = prepare_corpus(settings.corpus, settings.tokenizer, run_dir, progress.stage)
+        rows, heldout_rows = (
+            _row_stream(settings, corpus, "train"),
+            _row_stream(settings, corpus, "heldout"),
+        )
+        _check_sizes(settings, corpus)
+        write_atomically(run_dir / CONFIG_FILE, settings.to_gin())
+        bos_id = corpus.tokenizer.bos_id
+        tasks = [task.name for task in rows.tasks]
+
+        # ---- Model
+        schedule = make_schedule(settings.schedule, total)
+        optimizer = make_optimizer(settings.optimizer, schedule)
+        shapes, shardings = state_shardings(settings.model, optimizer, mesh)
+        parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+        steps = {"config": settings.model, "num_tasks": len(tasks)}
+        train_step = jit_train_step(
+            mesh,
+            shardings,
+            optimizer=optimizer,
+            accumulation=settings.train.accumulation,
+            **steps,
+        )
+        eval_step = jit_eval_step(mesh, shardings.params, **steps)
+        heldout = HeldOut(
+            heldout_rows, eval_step, mesh, bos_id=bos_id, batches=settings.evaluation.batches
+        )
+
+        with (
+            CheckpointStore(run_dir / CHECKPOINTS_DIR, settings.checkpoints.keep) as store,
+            MetricsLog(run_dir) as log,
+            StopRequest() as stop,
+        ):
+            # ---- State: restored, or new
+            saved = store.steps()
+            if saved:
+                step = saved[-1]
+                with progress.stage(f"restoring step {step}"):
+                    state, cursors = store.restore(step, shapes, shardings)
+                    meta = read_meta(store.path(step))
+                totals = Totals(meta["tokens"], meta["target_tokens"], meta["digest"])
+            else:
+                step, cursors, totals = 0, rows.start(), Totals()
+                with progress.stage("initialising"):
+                    make = jax.jit(
+                        lambda: initial_state(settings.model, optimizer, settings.train.seed),
+                        out_shardings=shardings,
+                    )
+                    state = jax.block_until_ready(make())
+            batches = RowBatches(rows, cursors, 0, rows.rows, bos_id).prefetched()
+            sharding = batch_sharding(mesh)
+            facts = {
+                "total_steps": total,
+                "parameters": parameters,
+                "devices": devices,
+                "config_hash": settings.hash(),
+                "versions": _versions(),
+                "unigram_entropy": corpus.facts["unigram_entropy"],
+            }
+            log.start(step, **facts)
+            warmup = warmup_steps(settings.schedule, total)
+            if warmup < settings.schedule.warmup_steps:
+                progress.message(
+                    f"warm-up: {warmup} steps instead of {settings.schedule.warmup_steps}, a "
+                    f"tenth of this run's {total}"
+                )
+            room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
+            meter = Meter(tasks, room, schedule, totals)
+
+            # ---- The loop
+            last = min(total, settings.train.stop_at or total)
+            while step < last and stop.signal is None:
+                batch, cursors = next(batches)
+                batch = jax.device_put(batch, sharding)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, batch)
+                step += 1
+                meter.add(metrics)
+                stopping = step == last or stop.signal is not None
+
+                if step % settings.train.log_every == 0 or stopping:
+                    record = meter.record(step)
+                    log.write("train", step, **record)
+                    progress.update(step, **record)
+                if step % settings.evaluation.every == 0 or step == total:
+                    meter.pause()
+                    loss = heldout.loss(state.params)
+                    log.write("eval", step, split="heldout", weights="last", **loss._asdict())
+                    progress.message(f"step {step}: held-out loss {loss.loss:.3f} nats/token")
+                if step % settings.checkpoints.every == 0 or stopping:
+                    meter.pause()
+                    meta = _checkpoint_meta(settings, meter.totals())
+                    store.save(state, jax.device_put(cursors, sharding), meta)
+
+            # ---- The end, or the end for now
+            store.wait()
+            if step == total:
+                finish(run_dir, settings, corpus, store, heldout, shardings.params, log, progress)
+            elif stop.signal is not None:
+                log.write("event", step, level="warning", message=f"stopped by {stop.signal.name}")
+                progress.message(
+                    f"{stop.signal.name}: saved step {step}; the same command goes on from there"
+                )
+            else:
+                progress.message(f"train.stop_at: saved step {step} of {total}")
+        write_figures(run_dir)
+        progress.message(f"report: {run_dir / 'report.html'}")
+    return stop.exit_code
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"--run_dir {run_dir} is a file")
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if names and not names & {CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
+        raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
+
+
+def _row_stream(settings: Settings, corpus: Corpus, split: str) -> RowStream:
+    data = settings.data
+    return RowStream(
+        corpus.mixture(split, data),
+        settings.train.rows,
+        data.inputs_length,
+        data.targets_length,
+        data.seed,
+    )
+
+
+def _check_sizes(settings: Settings, corpus: Corpus) -> None:
+    vocab_size = corpus.tokenizer.vocab_size
+    if vocab_size > settings.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens but model.vocab_size is "
+            f"{settings.model.vocab_size}: raise it, or lower tokenizer.vocab_size"
+        )
+    tokens = corpus.facts["train"]["tokens"]
+    batch = settings.train.rows * (settings.data.inputs_length + settings.data.targets_length)
+    if tokens < batch:
+        raise UserError(
+            f"corpus.path: {tokens:,} training tokens are less than one batch of {batch:,}: add "
+            "text, or lower train.rows or the sequence lengths"
+        )
+
+
+def _checkpoint_meta(settings: Settings, totals: Totals) -> dict[str, Any]:
+    return {
+        **totals._asdict(),
+        "settings": settings.to_json(),
+        "config_hash": settings.hash(),
+        "tokenizer": f"../../{TOKENIZER_DIR}",
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("t5g2", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,49 @@
+"""What training carries from step to step, and where each array of it lies."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from t5g2.models.config import ModelConfig
+from t5g2.models.t5gemma2 import T5Gemma2, logical_axes, parameter_tree
+from t5g2.parallel.rules import parameter_shardings, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Parameters (float32), optimizer state and the number of steps done."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+def initial_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Step 0: random parameters (see `T5Gemma2`), fresh optimizer."""
+    params = parameter_tree(T5Gemma2(config, rngs=nnx.Rngs(seed)))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def state_shardings(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """Shapes and shardings of the train state; moments lie where their parameters lie."""
+    shapes = jax.eval_shape(lambda: initial_state(config, optimizer, 0))
+    params = parameter_shardings(mesh, logical_axes(config), shapes.params)
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return shapes, TrainState(replicated(mesh), params, opt_state)

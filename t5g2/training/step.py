@@ -1,0 +1,157 @@
+"""The train step and the evaluation step: one jit each, over the mesh."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt32
+
+from t5g2.models.config import ModelConfig
+from t5g2.models.stack import Tokens
+from t5g2.models.t5gemma2 import from_parameters
+from t5g2.parallel.rules import batch_sharding, replicated
+from t5g2.training.state import TrainState
+
+DeviceBatch = dict[str, Array]
+
+
+class LossSums(NamedTuple):
+    """Sums over real tokens, by task; sums of two batches add up.
+
+    Attributes:
+        nll: negative log-likelihood of targets in nats, by task.
+        targets: number of real target tokens, by task.
+        inputs: number of real encoder tokens.
+    """
+
+    nll: Float[Array, " tasks"]
+    targets: Float[Array, " tasks"]
+    inputs: Int[Array, ""]
+
+
+class StepMetrics(NamedTuple):
+    """What a train step reports.
+
+    Attributes:
+        sums: losses and token counts of the batch.
+        grad_norm: global norm of the mean gradient, before clipping.
+        digest: sum of the rows' checksums (mod 2**32): what the step was fed.
+    """
+
+    sums: LossSums
+    grad_norm: Float[Array, ""]
+    digest: UInt32[Array, ""]
+
+
+def loss_sums(
+    config: ModelConfig, params: Any, batch: DeviceBatch, num_tasks: int
+) -> tuple[Float[Array, ""], LossSums]:
+    """Summed loss of a packed batch, and its parts by task.
+
+    Returns:
+        The weighted sum of the targets' negative log-likelihoods, and `LossSums`.
+    """
+    model = from_parameters(config, params)
+    encoder = Tokens(batch["encoder_segment_ids"], batch["encoder_positions"])
+    decoder = Tokens(batch["decoder_segment_ids"], batch["decoder_positions"])
+    memory = model.encode(batch["encoder_input_tokens"], encoder)
+    hidden = model.decode(batch["decoder_input_tokens"], decoder, memory)
+    weights = batch["decoder_loss_weights"]
+    losses = model.token_losses(hidden, batch["decoder_target_tokens"]) * weights
+    task = jax.nn.one_hot(batch["decoder_task_ids"], num_tasks, dtype=jnp.float32)
+    sums = LossSums(
+        nll=jnp.einsum("bt,btk->k", losses, task),
+        targets=jnp.einsum("bt,btk->k", weights, task),
+        inputs=jnp.sum(batch["encoder_segment_ids"] != 0),
+    )
+    return jnp.sum(losses), sums
+
+
+def train_step(
+    state: TrainState,
+    batch: DeviceBatch,
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    num_tasks: int,
+    accumulation: int,
+) -> tuple[TrainState, StepMetrics]:
+    """One update on one global batch.
+
+    The loss is the mean over the real target tokens of the whole batch, however it is split into
+    `accumulation` microbatches; clipping acts on that mean's gradient.
+    """
+    gradient = jax.grad(loss_sums, argnums=1, has_aux=True)
+
+    def accumulate(
+        carry: tuple[Any, LossSums], microbatch: DeviceBatch
+    ) -> tuple[tuple[Any, LossSums], None]:
+        return jax.tree.map(
+            jnp.add, carry, gradient(config, state.params, microbatch, num_tasks)
+        ), None
+
+    if accumulation == 1:
+        gradients, sums = gradient(config, state.params, batch, num_tasks)
+    else:
+        # Strided, so that every device works on its own rows in each microbatch.
+        microbatches = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch
+        )
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        shapes = jax.eval_shape(lambda p, b: gradient(config, p, b, num_tasks), state.params, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (gradients, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
+    count = jnp.maximum(jnp.sum(sums.targets), 1.0)
+    gradients = jax.tree.map(lambda g: g / count, gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    digest = jnp.sum(batch["row_digest"], dtype=jnp.uint32)
+    metrics = StepMetrics(sums, optax.global_norm(gradients), digest)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def jit_train_step(
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    num_tasks: int,
+    accumulation: int,
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
+    """`train_step` compiled for a mesh; the state it is given is consumed."""
+
+    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+        return train_step(
+            state,
+            batch,
+            config=config,
+            optimizer=optimizer,
+            num_tasks=num_tasks,
+            accumulation=accumulation,
+        )
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def jit_eval_step(
+    mesh: Mesh, params_shardings: Any, *, config: ModelConfig, num_tasks: int
+) -> Callable[[Any, DeviceBatch], LossSums]:
+    """Loss sums of one batch, compiled for a mesh."""
+
+    def step(params: Any, batch: DeviceBatch) -> LossSums:
+        return loss_sums(config, params, batch, num_tasks)[1]
+
+    return jax.jit(
+        step,
+        in_shardings=(params_shardings, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
