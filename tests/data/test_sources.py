@@ -1,0 +1,142 @@
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t5g2.data.sources import CorpusConfig, TextFiles, TokenizedTexts, open_corpus
+from t5g2.errors import UserError
+
+
+def write_documents(root: Path, count: int, folder: str = "") -> Path:
+    for i in range(count):
+        path = root / folder / f"{i:04d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"Document {i}.\n")
+    return root
+
+
+def opened(root: Path, **settings) -> dict[str, TextFiles]:
+    return open_corpus(CorpusConfig(path=str(root), **settings))
+
+
+def refusal(root: Path, **settings) -> str:
+    with pytest.raises(UserError) as error:
+        opened(root, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_documents_are_split_without_loss_or_overlap(tmp_path):
+    texts = opened(write_documents(tmp_path, 500), heldout_share=0.1)
+    train, heldout = (set(texts[split].names) for split in ("train", "heldout"))
+    assert not train & heldout
+    assert train | heldout == {f"{i:04d}.txt" for i in range(500)}
+    assert 30 <= len(heldout) <= 70
+
+
+def test_new_documents_do_not_move_others_to_the_other_side(tmp_path):
+    before = opened(write_documents(tmp_path, 200), heldout_share=0.1)
+    after = opened(write_documents(tmp_path, 300, folder="more"), heldout_share=0.1)
+    for split in ("train", "heldout"):
+        kept = [name for name in after[split].names if not name.startswith("more/")]
+        assert kept == before[split].names
+
+
+def test_documents_come_in_the_order_of_their_names_as_they_are(tmp_path):
+    write_documents(tmp_path, 50)
+    text = "\ufeffTabs\t, CRLF\r\nand no-break\u00a0space\n\n"
+    for name in ("0000.txt", "0001.txt"):
+        (tmp_path / name).write_bytes(text.encode())
+    files = opened(tmp_path, heldout_share=0.1)["train"]
+    assert list(files.names) == sorted(files.names)
+    assert files[list(files.names).index("0001.txt")] == text
+
+
+def test_only_the_named_suffixes_are_documents(tmp_path):
+    write_documents(tmp_path, 50)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
+    (tmp_path / "folder.txt").mkdir()
+    names = [name for files in opened(tmp_path, heldout_share=0.1).values() for name in files.names]
+    assert len(names) == 50
+    assert "image.png" not in names
+
+
+def test_the_standard_library_is_a_corpus():
+    texts = open_corpus(CorpusConfig())
+    root = Path(sysconfig.get_path("stdlib"))
+    assert texts["train"].root == root
+    names = {*texts["train"].names, *texts["heldout"].names}
+    assert {"argparse.py", "json/decoder.py"} <= names
+    folders = {folder for name in names for folder in name.split("/")[:-1]}
+    assert not folders & {"site-packages", "test", "tests", "__pycache__"}
+    assert 0.01 < len(texts["heldout"]) / len(names) < 0.03
+    assert sum(len(text) for text in texts["heldout"]) > 10_000
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    assert refusal(tmp_path / "gone") == f"corpus.path: {tmp_path / 'gone'} is not a directory"
+
+
+def test_a_directory_without_documents_says_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    message = refusal(tmp_path)
+    assert f"no document below {tmp_path}" in message
+    assert ".py, .txt, .rst, .md" in message
+
+
+def test_too_few_documents_for_both_splits_names_the_setting(tmp_path):
+    message = refusal(write_documents(tmp_path, 2), heldout_share=0.001)
+    assert "of 2 documents" in message
+    assert "none falls into the heldout split" in message
+    assert "corpus.heldout_share (0.001)" in message
+    assert "the train split" in refusal(tmp_path, heldout_share=0.999)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 2])
+def test_shares_outside_of_zero_to_one_are_refused(share):
+    with pytest.raises(ValueError, match="heldout_share must lie between 0 and 1"):
+        CorpusConfig(heldout_share=share)
+
+
+def test_what_is_not_utf_8_names_file_and_byte(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.txt: not UTF-8 \(byte 3\); convert it") as error:
+        TextFiles(tmp_path, ["latin.txt"])[0]
+    assert "\n" not in str(error.value)
+
+
+def test_a_document_that_vanished_is_named(tmp_path):
+    files = TextFiles(tmp_path, ["gone.txt"])
+    for use in (lambda: files[0], files.fingerprint):
+        with pytest.raises(UserError, match=r"gone\.txt: cannot be read: No such file"):
+            use()
+
+
+def test_file_names_that_are_not_utf_8_are_documents_too(tmp_path):
+    write_documents(tmp_path, 50)
+    try:
+        (tmp_path / "caf\udce9.txt").write_text("Coffee.")
+    except OSError:
+        pytest.skip("this file system only takes UTF-8 names")
+    texts = opened(tmp_path, heldout_share=0.1)
+    assert sum(len(files) for files in texts.values()) == 51
+    assert all(files.fingerprint() for files in texts.values())
+
+
+def test_the_fingerprint_changes_with_the_files(tmp_path):
+    write_documents(tmp_path, 3)
+    names = [f"{i:04d}.txt" for i in range(3)]
+    before = TextFiles(tmp_path, names).fingerprint()
+    assert before == TextFiles(tmp_path, names).fingerprint()
+    assert before != TextFiles(tmp_path, names[:2]).fingerprint()
+    (tmp_path / names[0]).write_text("Longer than it was.\n")
+    assert before != TextFiles(tmp_path, names).fingerprint()
+
+
+def test_tokenised_texts_are_the_tokenizer_s_tokens(tiny_tokenizer):
+    texts = ["def f():\n\treturn 1\n", "", "▁ naïve"]
+    tokenized = TokenizedTexts(texts, tiny_tokenizer)
+    assert len(tokenized) == 3
+    assert [tiny_tokenizer.decode(tokens) for tokens in tokenized] == texts
+    assert all(tokens.dtype == np.int32 for tokens in tokenized)
