@@ -27,7 +27,6 @@ class RowBatches(grain.IterDataset[Step]):
         cursors: cursors to start from, of all rows.
         first: first row of this host.
         count: number of this host's rows.
-        bos_id: what decoder inputs start with.
     """
 
     def __init__(
@@ -36,13 +35,11 @@ class RowBatches(grain.IterDataset[Step]):
         cursors: Int[np.ndarray, "rows cursor"],
         first: int,
         count: int,
-        bos_id: int,
     ) -> None:
         super().__init__()
         self.stream = stream
         self.first = first
         self.cursors = cursors[first : first + count]
-        self.bos_id = bos_id
 
     def __iter__(self) -> "RowBatchIterator":
         return RowBatchIterator(self)
@@ -64,13 +61,14 @@ class RowBatchIterator(grain.DatasetIterator[Step]):
 
     def __next__(self) -> Step:
         stream = self._dataset.stream
+        bos_id = stream.mixture.special.bos_id
         count = len(self._cursors)
         batch = empty_batch(count, *stream.room)
         cursors = np.empty_like(self._cursors)
         for i in range(count):
             row = self._dataset.first + i
             pieces, cursors[i] = stream.next_row(row, self._cursors[i])
-            fill_row(batch, i, pieces, self._dataset.bos_id)
+            fill_row(batch, i, pieces, bos_id)
         self._cursors = cursors
         return Step(batch, cursors.copy())
 

@@ -14,7 +14,7 @@ def stream(mixture) -> RowStream:
 
 def batches_of(stream: RowStream, first: int = 0, count: int = ROWS, cursors=None) -> RowBatches:
     cursors = stream.start() if cursors is None else cursors
-    return RowBatches(stream, cursors, first, count, stream.mixture.special.bos_id)
+    return RowBatches(stream, cursors, first, count)
 
 
 def take(iterator, count: int) -> list[Step]:
