@@ -1,9 +1,8 @@
 """The command ``t5g2 <job>``: a table of jobs, each imported only when it is called.
 
-A job is a module with ``add_arguments(parser)`` and ``run(args) -> int``; its top level imports
-nothing heavy, so that ``--help`` is immediate. Exit codes: 0 done; 2 the user's mistake, in one
-line on stderr; 130 interrupted; 141 the reader of stdout is gone; 1 anything else, with its
-traceback.
+A job is a module with ``run(args) -> int``; `t5g2.arguments` declares what it takes. Exit codes:
+0 done; 2 the user's mistake, in one line on stderr; 130 (SIGINT) or 143 (SIGTERM) stopped on
+request; 141 the reader of stdout is gone; 1 anything else, with its traceback.
 """
 
 import argparse
@@ -13,26 +12,39 @@ import itertools
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from t5g2 import arguments
+from t5g2.arguments import GIN_PREFIX
 from t5g2.errors import UserError
 
 
 class Job(NamedTuple):
-    """Where a job lives, and what it does in one line."""
+    """Where a job lives, what it does in one line, and what declares its arguments."""
 
     module: str
     summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
 
 
 JOBS = {
-    "train": Job("t5g2.train", "pretrain a model, or resume the run of a run directory"),
-    "evaluate": Job("t5g2.evaluate", "held-out loss of a checkpoint, per denoiser"),
-    "generate": Job("t5g2.generate", "continue or infill text with a checkpoint"),
-    "average": Job("t5g2.average", "average the last checkpoints of a run"),
-    "export": Job("t5g2.export", "write a checkpoint as a Hugging Face directory"),
-    "inspect": Job("t5g2.inspect", "look at data, a configuration, a checkpoint or a run"),
+    "train": Job(
+        "t5g2.train", "pretrain a model, or resume the run of a run directory", arguments.train
+    ),
+    "evaluate": Job(
+        "t5g2.evaluate", "held-out loss of a checkpoint, per denoiser", arguments.evaluate
+    ),
+    "generate": Job(
+        "t5g2.generate", "continue or infill text with a checkpoint", arguments.generate
+    ),
+    "average": Job("t5g2.average", "average the last checkpoints of a run", arguments.average),
+    "export": Job(
+        "t5g2.export", "write a checkpoint as a Hugging Face directory", arguments.export
+    ),
+    "inspect": Job(
+        "t5g2.inspect", "look at data, a configuration, a checkpoint or a run", arguments.inspect
+    ),
 }
 
 # Optional packages a job may import, and the extra of t5g2 that installs each.
@@ -44,8 +56,6 @@ EXTRAS = {
     "torch": "test",
     "transformers": "test",
 }
-
-_GIN_PREFIX = "--gin."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,38 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _stdout_is_broken():
             raise
         return 141
-
-
-def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the gin flags: ``gin_file``, ``gin_bindings``, ``gin_search_paths``, all list[str].
-
-    They are the arguments of `t5g2.config.parse`.
-    """
-    group = parser.add_argument_group("configuration")
-    group.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="gin file; may be repeated, later ones win. configs/... names the shipped ones too",
-    )
-    # Only for --help and as the default: `_take_gin_bindings` removes these flags before argparse.
-    group.add_argument(
-        f"{_GIN_PREFIX}NAME",
-        dest="gin_bindings",
-        action="append",
-        default=[],
-        metavar="VALUE",
-        help="set a setting (--gin.train.seed=1) or macro (--gin.STEPS=10); text needs no quotes",
-    )
-    group.add_argument(
-        "--gin_search_paths",
-        action="extend",
-        type=lambda text: [path for path in text.split(",") if path],
-        default=[],
-        metavar="DIR[,DIR]",
-        help="further directories to look for gin files in",
-    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -155,16 +133,15 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] not in JOBS:
         return _without_job(argv)
     name, job = argv[0], JOBS[argv[0]]
-    module = importlib.import_module(job.module)
     parser = _Parser(prog=f"t5g2 {name}", description=f"{job.summary[0].upper()}{job.summary[1:]}.")
-    module.add_arguments(parser)
+    job.add_arguments(parser)
     rest, bindings = _take_gin_bindings(argv[1:])
     args = parser.parse_args(rest)
     if "gin_bindings" in args:
         args.gin_bindings = bindings
     elif bindings:
-        raise UserError(f"takes no gin settings: {_GIN_PREFIX}{bindings[0]}")
-    return module.run(args)
+        raise UserError(f"takes no gin settings: {GIN_PREFIX}{bindings[0]}")
+    return importlib.import_module(job.module).run(args)
 
 
 def _without_job(argv: list[str]) -> int:
@@ -212,10 +189,10 @@ def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for token in tokens:
         if token == "--":
             return [*rest, token, *tokens], bindings
-        if not token.startswith(_GIN_PREFIX):
+        if not token.startswith(GIN_PREFIX):
             rest.append(token)
             continue
-        binding = token.removeprefix(_GIN_PREFIX)
+        binding = token.removeprefix(GIN_PREFIX)
         if "=" not in binding:
             value = next(tokens, "--")
             if value.startswith("--"):

@@ -1,6 +1,6 @@
 """Held-out loss, teacher-forced."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,13 +21,11 @@ class HeldOut:
         stream: RowStream,
         eval_step: Callable[[Any, DeviceBatch], LossSums],
         mesh: Mesh,
-        *,
-        bos_id: int,
         batches: int,
     ) -> None:
         self._tasks = [task.name for task in stream.tasks]
         self._eval_step = eval_step
-        rows = iter(RowBatches(stream, stream.start(), 0, stream.rows, bos_id))
+        rows = iter(RowBatches(stream, stream.start(), 0, stream.rows))
         sharding = batch_sharding(mesh)
         self._batches = [jax.device_put(next(rows).batch, sharding) for _ in range(batches)]
 

@@ -18,7 +18,7 @@ from t5g2.errors import UserError
 from t5g2.interop.hf import load_hf
 from t5g2.models import generation
 from t5g2.models.config import ModelConfig
-from t5g2.models.t5gemma2 import T5Gemma2, from_parameters
+from t5g2.models.t5gemma2 import from_parameters
 
 
 class Pretrained:
@@ -85,8 +85,8 @@ class Pretrained:
         ids, mask = _right_padded(prompts, self.tokenizer.pad_id)
         made = generation.generate(
             self.model,
-            ids,
-            mask,
+            jnp.asarray(ids),
+            jnp.asarray(mask),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             eos_ids=(self.tokenizer.eos_id,),
@@ -116,7 +116,7 @@ class Pretrained:
         shown = ""
         for step in generation.stream(
             self.model,
-            self.encode(text)[None],
+            jnp.asarray(self.encode(text)[None]),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             eos_ids=(self.tokenizer.eos_id,),

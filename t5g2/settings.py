@@ -1,6 +1,7 @@
 """The sections of a configuration: what a gin file can bind."""
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,14 @@ def read_settings(
 def from_json(saved: dict[str, Any]) -> Settings:
     """Settings from what `Settings.to_json` wrote."""
     return Settings(**config.from_json_dict(SECTIONS, saved))
+
+
+def overridden(settings: Settings, bindings: Sequence[str]) -> Settings:
+    """Settings with some of them bound anew."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / CONFIG_FILE
+        path.write_text(settings.to_gin())
+        return read_settings([str(path)], bindings)
 
 
 def run_settings(run_dir: Path) -> Settings:

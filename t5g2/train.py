@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from t5g2.checkpoints.store import CHECKPOINTS_DIR, CheckpointStore, read_meta
-from t5g2.data.corpus import FACTS_FILE, TOKENIZER_DIR, Corpus, prepare_corpus
+from t5g2.data.corpus import FACTS_FILE, TOKENIZER_DIR, Corpus, prepare_corpus, row_stream
 from t5g2.data.loader import RowBatches
-from t5g2.data.packing import RowStream
 from t5g2.errors import UserError
 from t5g2.evaluation import HeldOut
 from t5g2.files import write_atomically
@@ -61,12 +60,11 @@ def train(settings: Settings, run_dir: Path) -> int:
         # ---- Data
         corpus = prepare_corpus(settings.corpus, settings.tokenizer, run_dir, progress.stage)
         rows, heldout_rows = (
-            _row_stream(settings, corpus, "train"),
-            _row_stream(settings, corpus, "heldout"),
+            row_stream(corpus, "train", settings.data, settings.train.rows),
+            row_stream(corpus, "heldout", settings.data, settings.train.rows),
         )
         _check_sizes(settings, corpus)
         write_atomically(run_dir / CONFIG_FILE, settings.to_gin())
-        bos_id = corpus.tokenizer.bos_id
         tasks = [task.name for task in rows.tasks]
 
         # ---- Model
@@ -74,18 +72,18 @@ def train(settings: Settings, run_dir: Path) -> int:
         optimizer = make_optimizer(settings.optimizer, schedule)
         shapes, shardings = state_shardings(settings.model, optimizer, mesh)
         parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-        steps = {"config": settings.model, "num_tasks": len(tasks)}
         train_step = jit_train_step(
             mesh,
             shardings,
+            config=settings.model,
             optimizer=optimizer,
+            num_tasks=len(tasks),
             accumulation=settings.train.accumulation,
-            **steps,
         )
-        eval_step = jit_eval_step(mesh, shardings.params, **steps)
-        heldout = HeldOut(
-            heldout_rows, eval_step, mesh, bos_id=bos_id, batches=settings.evaluation.batches
+        eval_step = jit_eval_step(
+            mesh, shardings.params, config=settings.model, num_tasks=len(tasks)
         )
+        heldout = HeldOut(heldout_rows, eval_step, mesh, settings.evaluation.batches)
 
         with (
             CheckpointStore(run_dir / CHECKPOINTS_DIR, settings.checkpoints.keep) as store,
@@ -108,7 +106,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                         out_shardings=shardings,
                     )
                     state = jax.block_until_ready(make())
-            batches = RowBatches(rows, cursors, 0, rows.rows, bos_id).prefetched()
+            batches = RowBatches(rows, cursors, 0, rows.rows).prefetched()
             sharding = batch_sharding(mesh)
             facts = {
                 "total_steps": total,
@@ -175,17 +173,6 @@ def _check_run_dir(run_dir: Path) -> None:
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
     if names and not names & {CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
         raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
-
-
-def _row_stream(settings: Settings, corpus: Corpus, split: str) -> RowStream:
-    data = settings.data
-    return RowStream(
-        corpus.mixture(split, data),
-        settings.train.rows,
-        data.inputs_length,
-        data.targets_length,
-        data.seed,
-    )
 
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5g2.data.mixture import DataConfig, Mixture, Source
+from t5g2.data.packing import RowStream
 from t5g2.data.sources import CorpusConfig, TextFiles, TokenizedTexts, open_corpus
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from t5g2.data.ul2 import SpecialTokens
@@ -110,6 +111,16 @@ def prepare_corpus(
             "the fingerprints); restore what changed or use another --run_dir"
         )
     return Corpus(texts=texts, tokenizer=tokenizer, facts=facts)
+
+
+def row_stream(corpus: Corpus, split: str, config: DataConfig, rows: int) -> RowStream:
+    """The packed rows of one split.
+
+    Raises:
+        UserError: sequence lengths that do not suit a denoiser or the sentinels.
+    """
+    mixture = corpus.mixture(split, config)
+    return RowStream(mixture, rows, config.inputs_length, config.targets_length, config.seed)
 
 
 def _make_tokenizer(config: TokenizerConfig, texts: TextFiles, home: Path) -> Tokenizer:

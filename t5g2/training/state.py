@@ -35,8 +35,12 @@ def initial_state(
 
 def state_shardings(
     config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, TrainState]:
-    """Shapes and shardings of the train state; moments lie where their parameters lie."""
+) -> tuple[TrainState, Any]:
+    """Shapes and shardings of the train state; moments lie where their parameters lie.
+
+    Returns:
+        Two `TrainState`s: of shape structs, and of NamedShardings.
+    """
     shapes = jax.eval_shape(lambda: initial_state(config, optimizer, 0))
     params = parameter_shardings(mesh, logical_axes(config), shapes.params)
     opt_state = optax.tree.map_params(
@@ -46,4 +50,5 @@ def state_shardings(
         params,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return shapes, TrainState(replicated(mesh), params, opt_state)
+    step: Any = replicated(mesh)
+    return shapes, TrainState(step, params, opt_state)

@@ -1,0 +1,121 @@
+"""What each job takes on the command line: apart from the jobs, so that --help imports none."""
+
+import argparse
+
+GIN_PREFIX = "--gin."
+
+
+def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the gin flags: ``gin_file``, ``gin_bindings``, ``gin_search_paths``, all list[str].
+
+    They are the arguments of `t5g2.config.parse`.
+    """
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin file; may be repeated, later ones win. configs/... names the shipped ones too",
+    )
+    # Only for --help and as the default: `_take_gin_bindings` removes these flags before argparse.
+    group.add_argument(
+        f"{GIN_PREFIX}NAME",
+        dest="gin_bindings",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="set a setting (--gin.train.seed=1) or macro (--gin.STEPS=10); text needs no quotes",
+    )
+    group.add_argument(
+        "--gin_search_paths",
+        action="extend",
+        type=lambda text: [path for path in text.split(",") if path],
+        default=[],
+        metavar="DIR[,DIR]",
+        help="further directories to look for gin files in",
+    )
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 train`."""
+    parser.add_argument(
+        "--run_dir", required=True, metavar="DIR", help="where the run lives; goes on if it exists"
+    )
+    add_gin_arguments(parser)
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 evaluate`."""
+    _checkpoint(parser)
+    add_gin_arguments(parser)
+
+
+def generate(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 generate`."""
+    _checkpoint(parser)
+    parser.add_argument(
+        "--text",
+        required=True,
+        action="append",
+        help="text to continue, or to fill in where it says <sentinel_0>, <sentinel_1>, ...; "
+        "may be repeated",
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy"
+    )
+    parser.add_argument("--top_k", type=int, metavar="K", help="sample from the K likeliest")
+    parser.add_argument("--top_p", type=float, metavar="P", help="sample from the likeliest P")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+
+
+def average(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 average`."""
+    parser.add_argument("--run_dir", required=True, metavar="DIR", help="run to average")
+    parser.add_argument(
+        "--last", type=int, default=5, metavar="N", help="number of checkpoints (default: 5)"
+    )
+    _out(parser, "new checkpoint directory")
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 export`."""
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="t5g2 checkpoint")
+    _out(parser, "new Hugging Face directory")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the exported weights (default: float32)",
+    )
+
+
+def inspect(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 inspect`."""
+    parts = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    data = parts.add_parser("data", help="examples of each denoiser, lengths, fill and padding")
+    data.add_argument(
+        "--run_dir", metavar="DIR", help="the run whose data it is; or give --gin_file"
+    )
+    data.add_argument("--examples", type=int, default=2, metavar="N", help="of each denoiser")
+    data.add_argument("--batches", type=int, default=16, metavar="N", help="to take statistics of")
+    data.add_argument("--split", choices=("train", "heldout"), default="train")
+    add_gin_arguments(data)
+    config = parts.add_parser("config", help="every setting with its value; parameter counts")
+    add_gin_arguments(config)
+    checkpoint = parts.add_parser("checkpoint", help="what a checkpoint holds")
+    checkpoint.add_argument("checkpoint", metavar="DIR")
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="t5g2 checkpoint or Hugging Face directory",
+    )
+
+
+def _out(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help=what)

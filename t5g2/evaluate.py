@@ -1,0 +1,46 @@
+"""`t5g2 evaluate`: held-out loss of a checkpoint, per denoiser."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from t5g2 import settings
+from t5g2.data.corpus import Corpus, row_stream
+from t5g2.data.sources import open_corpus
+from t5g2.errors import UserError
+from t5g2.evaluation import HeldOut
+from t5g2.models.t5gemma2 import logical_axes
+from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
+from t5g2.parallel.rules import parameter_shardings
+from t5g2.pretrained import load
+from t5g2.training.step import jit_eval_step
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the loss of `--checkpoint` on the held-out documents of a configuration.
+
+    The configuration is that of the gin files, or without any the checkpoint's own.
+    """
+    pretrained = load(Path(args.checkpoint))
+    if args.gin_file:
+        chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    elif pretrained.meta:
+        own = settings.from_json(pretrained.meta["settings"])
+        chosen = settings.overridden(own, args.gin_bindings)
+    else:
+        raise UserError(f"{args.checkpoint} does not say what to evaluate on: give --gin_file")
+    configure_devices(chosen.mesh)
+    mesh = make_mesh(chosen.mesh)
+    check_rows(mesh, chosen.train.rows, 1)
+    corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=pretrained.tokenizer, facts={})
+    stream = row_stream(corpus, "heldout", chosen.data, chosen.train.rows)
+    config = pretrained.config
+    shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)
+    step = jit_eval_step(mesh, shardings, config=config, num_tasks=len(stream.tasks))
+    heldout = HeldOut(stream, step, mesh, chosen.evaluation.batches)
+    mean = heldout.loss(jax.device_put(pretrained.params, shardings))
+    print(f"held-out loss {mean.loss:.4f} nats/token over {mean.targets:,} target tokens")
+    for name, loss in mean.by_task.items():
+        print(f"  {name:12} {loss:.4f}")
+    return 0
