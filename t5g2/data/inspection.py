@@ -60,11 +60,9 @@ def describe(
     stream = RowStream(mixture, rows, inputs_length, targets_length, seed)
     packed = list(_rows(stream, batches))
     pieces = list(itertools.chain(*packed))
+    tasks = range(len(stream.tasks))
     blocks = [
-        *(
-            _examples(stream, number, pieces, tokenizer, examples)
-            for number in range(len(stream.tasks))
-        ),
+        *(_examples(stream, number, pieces, tokenizer, examples) for number in tasks),
         _task_table(stream, pieces),
         _packing_table(stream, packed, _unpacked(stream, len(pieces), seed)),
     ]
@@ -136,9 +134,8 @@ def _task_table(stream: RowStream, pieces: Sequence[Piece]) -> str:
         )
         spans = [task.denoiser.counts(piece.length)[1] for piece in own]
         sentinels = f"{np.mean(spans):.1f}" if spans else "-"
-        table.append(
-            [task.name, f"{len(own):,}", f"{share:.1%}", f"{rate:.1%}", *lengths, sentinels]
-        )
+        shares = (f"{len(own):,}", f"{share:.1%}", f"{rate:.1%}")
+        table.append([task.name, *shares, *lengths, sentinels])
     title = f"{len(pieces):,} examples; lengths: mean / median / max; sentinels: mean"
     return f"{title}\n{_aligned(table)}"
 

@@ -126,7 +126,7 @@ class FakeTokenizer:
 
 
 def test_a_task_without_examples_says_so(tiny_tokenizer, mixture):
-    never = (*T5GEMMA2_UL2[:1], Denoiser(name="never", corruption_rate=0.5, mean_span=2, weight=0))
+    never = (*T5GEMMA2_UL2[:1], Denoiser(name="never", corruption_rate=0.5, mean_span=4, weight=0))
     (source,) = mixture.sources
     source = Source(name="text", documents=source.documents, denoisers=never)
     report = describe(
