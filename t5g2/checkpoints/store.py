@@ -6,6 +6,7 @@ hold `optimizer/` and `data/`.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,20 @@ def read_arrays(item: Path) -> Any:
         return checkpointer.restore(
             item.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
+
+
+def array_shapes(item: Path) -> list[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and number of elements of each array of an item, none of which is read."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(item.absolute()).item_metadata.tree
+    return [
+        (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            array.shape,
+            math.prod(array.shape),
+        )
+        for path, array in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:

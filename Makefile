@@ -1,0 +1,44 @@
+# Everything runs in an environment of its own, .venv, made on the first call.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The pins that CI runs with; a Python without a file of its own gets the newest releases.
+PINS := $(wildcard constraints-$(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt)
+INSTALL := $(BIN)/pip install --quiet $(addprefix --constraint ,$(PINS))
+RUN_DIR ?= runs/quickstart
+
+.PHONY: quickstart test test-slow lint clean
+
+## Pretrain a tiny T5Gemma 2 on Python's own library, then average, export and infill.
+quickstart: $(VENV)/.quickstart
+	$(BIN)/t5g2 train --run_dir $(RUN_DIR) --gin_file configs/recipes/quickstart.gin $(ARGS)
+
+## The fast tests.
+test: $(VENV)/.test
+	$(BIN)/pytest
+
+## The tests that take minutes.
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -m slow
+
+## Lint, format and types.
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "t5g2 needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.quickstart: pyproject.toml $(PINS) | $(VENV)/bin/pip
+	$(INSTALL) --editable '.[seqio]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml $(PINS) | $(VENV)/bin/pip
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.quickstart

@@ -1,0 +1,99 @@
+"""`t5g2 inspect`: what the data, a configuration or a checkpoint holds."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from t5g2 import settings
+from t5g2.checkpoints.store import array_shapes, read_meta
+from t5g2.data.corpus import TOKENIZER_DIR, Corpus
+from t5g2.data.inspection import describe
+from t5g2.data.sources import open_corpus
+from t5g2.data.tokenizer import load_tokenizer
+from t5g2.errors import UserError
+from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
+from t5g2.parallel.mesh import configure_devices, make_mesh
+from t5g2.parallel.rules import parameter_shardings
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the view that `args.what` names."""
+    views = {"data": _data, "config": _config, "checkpoint": _checkpoint}
+    print(views[args.what](args))
+    return 0
+
+
+def _data(args: argparse.Namespace) -> str:
+    if (args.run_dir is None) == (not args.gin_file):
+        raise UserError("give either --run_dir or --gin_file")
+    if args.run_dir is not None:
+        run_dir = Path(args.run_dir)
+        chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
+        tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
+    else:
+        chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
+        if chosen.tokenizer.path is None:
+            raise UserError(
+                f"{args.gin_file[-1]} trains its tokenizer in the run: give --run_dir of a run, or "
+                "--gin.tokenizer.path"
+            )
+        tokenizer = load_tokenizer(Path(chosen.tokenizer.path))
+    corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=tokenizer, facts={})
+    return describe(
+        corpus.mixture(args.split, chosen.data),
+        tokenizer,
+        rows=chosen.train.rows,
+        inputs_length=chosen.data.inputs_length,
+        targets_length=chosen.data.targets_length,
+        seed=chosen.data.seed,
+        examples=args.examples,
+        batches=args.batches,
+    )
+
+
+def _config(args: argparse.Namespace) -> str:
+    chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    configure_devices(chosen.mesh)
+    mesh = make_mesh(chosen.mesh)
+    params = parameter_tree(abstract_model(chosen.model))
+    shardings = parameter_shardings(mesh, logical_axes(chosen.model), params)
+    lines = [chosen.to_gin(), f"# Parameters, float32, on a mesh of {dict(mesh.shape)}:"]
+    total = here = 0
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    for (path, array), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        size = 4 * array.size // sharding.num_devices * _copies(sharding)
+        total, here = total + array.size, here + size
+        lines.append(f"#   {name:44} {array.shape!s:24} {sharding.spec!s:40} {size:>14,} B/device")
+    lines.append(f"# {total:,} parameters; {here:,} bytes of them on each device")
+    return "\n".join(lines)
+
+
+def _copies(sharding: jax.sharding.NamedSharding) -> int:
+    """On how many devices each part of an array lies."""
+    split = [axis for axis in sharding.spec if axis is not None]
+    parts = 1
+    for axis in split:
+        parts *= sharding.mesh.shape[axis]
+    return sharding.num_devices // parts
+
+
+def _checkpoint(args: argparse.Namespace) -> str:
+    checkpoint = Path(args.checkpoint)
+    meta = read_meta(checkpoint)
+    shapes = array_shapes(checkpoint / "params")
+    total = sum(size for _, _, size in shapes)
+    facts = {
+        "step": meta["step"],
+        "tokens": f"{meta['tokens']:,} ({meta['target_tokens']:,} targets)",
+        "averaged steps": ", ".join(map(str, meta.get("averaged_steps", []))) or "none",
+        "configuration": meta["config_hash"],
+        "data digest": f"{meta['digest']:08x}",
+        "resumable": "yes" if (checkpoint / "optimizer").is_dir() else "no: parameters alone",
+        "written by": ", ".join(f"{name} {v}" for name, v in meta["versions"].items()),
+        "parameters": f"{total:,}",
+    }
+    lines = [f"{name + ':':16} {value}" for name, value in facts.items()]
+    lines += [f"  {name:44} {shape!s:24} {size:>14,}" for name, shape, size in shapes]
+    return "\n".join(lines)
