@@ -1,0 +1,326 @@
+"""`report.html`: one page, without network or other files, that says what a run reached."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.resources
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from t5g2.errors import UserError
+from t5g2.files import write_atomically
+from t5g2.reporting import report_charts
+from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
+from t5g2.reporting.numbers import compact, duration, grouped
+from t5g2.reporting.samples import samples_html
+from t5g2.reporting.series import curve, inner_names
+
+_EVENTS_SHOWN = 300
+_CONFIG_CHARACTERS = 200_000
+_RECENT = 100  # records behind the training loss of the table
+
+
+def write_report(
+    run_dir: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> Path:
+    """Writes the report of a run from the files in its directory.
+
+    Uses `metrics.jsonl`, `config.gin` and `samples.json`, as far as they are there: an unfinished
+    or empty run has a report too.
+
+    Args:
+        run_dir: The run directory.
+        path: The page to write, replaced in one move; `<run_dir>/report.html` by default.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: If there is no such run directory.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such run directory")
+    history = read_metrics(run_dir) if (run_dir / FILE_NAME).exists() else RunHistory()
+    path = Path(path) if path is not None else run_dir / "report.html"
+    write_atomically(path, _page(run_dir, history))
+    return path
+
+
+def is_complete(history: RunHistory) -> bool:
+    """Whether the run came to its end: a summary, and no training step missing before it."""
+    total = history.fact("total_steps")
+    return history.summary is not None and (total is None or history.summary["step"] >= total)
+
+
+def headline(history: RunHistory) -> str:
+    """What the run reached, in a few sentences of plain text."""
+    if not history.train and not history.eval:
+        return "Nothing has been recorded yet."
+    total, step = history.fact("total_steps"), history.last_step
+    tokens = history.train[-1].get("tokens") if history.train else None
+    if is_complete(history):
+        done = f"Complete: {grouped(step)} steps"
+    elif total:
+        done = (
+            f"Not complete: {grouped(step)} of {grouped(total)} steps ({100 * step / total:.0f} %)"
+        )
+    else:
+        done = f"{grouped(step)} steps so far"
+    if tokens is not None:
+        done += f" on {compact(tokens)} real tokens"
+    if seconds := _wall_seconds(history):
+        done += f" in {duration(seconds)}"
+        if len(history.segments) > 1:
+            done += f" over {len(history.segments)} starts"
+    sentences = [done]
+
+    last, averaged = heldout_loss(history, "last"), heldout_loss(history, "averaged")
+    best = averaged if averaged is not None else last
+    if best is not None:
+        whose = "averaged weights" if averaged is not None else "latest weights"
+        text = f"The {whose} predict held-out text at {best:.3f} nats per target token"
+        if best < 50:
+            text += f" (perplexity {math.exp(best):.3g})"
+        entropy = history.fact("unigram_entropy")
+        if isinstance(entropy, int | float):
+            side = "below" if best < entropy else "above"
+            text += f", {abs(entropy - best):.2f} {side} the corpus's unigram entropy {entropy:.2f}"
+        if averaged is not None and last is not None:
+            text += f"; the last weights reach {last:.3f}"
+        sentences.append(text)
+    elif history.train and isinstance(loss := history.train[-1].get("loss"), int | float):
+        sentences.append(f"Training loss at the end: {loss:.3f} nats per target token")
+    if speed := _speed(history):
+        sentences.append(f"Median throughput: {compact(speed)} real tokens a second")
+    return ". ".join(sentences) + "."
+
+
+def heldout_loss(history: RunHistory, weights: str) -> float | None:
+    """The latest held-out loss with these weights, "last" or "averaged", in nats a token."""
+    rows = [row for row in history.eval if row.get("weights") == weights]
+    stated = (history.summary or {}).get(f"heldout_loss_{weights}")
+    value = stated if stated is not None else rows[-1].get("loss") if rows else None
+    return value if isinstance(value, int | float) else None
+
+
+def _page(run_dir: Path, history: RunHistory) -> str:
+    resources = importlib.resources.files("t5g2.reporting")
+    style, script = ((resources / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    name = escape(run_dir.resolve().name)
+    badge = ("done", "complete") if is_complete(history) else ("open", "not complete")
+    written = _clock(datetime.datetime.now(datetime.UTC).timestamp())
+    sections = [
+        ("", _tiles(history)),
+        ("", f'<div class="large">{report_charts.loss(history)}</div>'),
+        ("Denoisers", _denoisers(history)),
+        ("Infillings of held-out text", samples_html(run_dir)),
+        ("Optimisation", f'<div class="pair">{report_charts.optimisation(history)}</div>'),
+        ("Throughput and packing", f'<div class="pair">{report_charts.throughput(history)}</div>'),
+        ("Facts", _facts(history)),
+        ("Starts", _starts(history)),
+        ("Events", _events(history)),
+        ("Configuration", _configuration(run_dir)),
+    ]
+    body = "".join(f"<h2>{title}</h2>{text}" if title else text for title, text in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name} · t5g2</title><style>\n{style}</style></head>\n<body><header>"
+        f'<h1>{name} <span class="badge {badge[0]}">{badge[1]}</span></h1>'
+        f'<p class="headline">{escape(headline(history))}</p>{_warnings(history)}</header>\n'
+        f"<main>{body}</main>\n"
+        f"<footer>Written by t5g2 on {written} from the files of the run directory.</footer>"
+        f"<script>\n{script}</script></body></html>\n"
+    )
+
+
+def _warnings(history: RunHistory) -> str:
+    found = []
+    if bad := curve(history.train, "loss").bad:
+        found.append(
+            f"{len(bad):,} training {'record has' if len(bad) == 1 else 'records have'} a loss "
+            f"that is not finite; the first at step {bad[0]:,.0f}."
+        )
+    if lines := history.unreadable_lines:
+        numbers = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+        found.append(
+            f"{len(lines):,} {'line' if len(lines) == 1 else 'lines'} of {FILE_NAME} could not "
+            f"be read and {'is' if len(lines) == 1 else 'are'} left out: {numbers}."
+        )
+    return "".join(f'<p class="warning">{escape(text)}</p>' for text in found)
+
+
+def _tiles(history: RunHistory) -> str:
+    tokens = history.train[-1].get("tokens") if history.train else None
+    pairs = [
+        ("held-out loss, averaged weights (nats/token)", heldout_loss(history, "averaged"), ".3f"),
+        ("held-out loss, last weights (nats/token)", heldout_loss(history, "last"), ".3f"),
+        ("unigram entropy (nats/token)", history.fact("unigram_entropy"), ".3f"),
+        ("real tokens, encoder + decoder", tokens, ""),
+        ("real tokens a second (median)", _speed(history), ""),
+        ("parameters", history.fact("parameters"), ""),
+    ]
+    tiles = [
+        f'<div class="tile"><b>{format(value, form) if form else compact(value)}</b>'
+        f"<span>{label}</span></div>"
+        for label, value, form in pairs
+        if isinstance(value, int | float)
+    ]
+    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+
+
+def _denoisers(history: RunHistory) -> str:
+    recent = history.train[-_RECENT:]
+    last = [row for row in history.eval if row.get("weights") == "last"][-1:]
+    averaged = [row for row in history.eval if row.get("weights") == "averaged"][-1:]
+    names = inner_names([*history.train, *history.eval], "by_task")
+    if not names:
+        return '<p class="soft">No losses by denoiser were recorded.</p>'
+    shares = history.fact("data_shares") or {}
+    table = []
+    for index, name in enumerate(names):
+        values = [_mean(rows, name) for rows in (recent, last, averaged)]
+        shown = next((value for value in reversed(values) if value is not None), None)
+        share = shares.get(name)
+        table.append(
+            (name, f"{100 * share:.1f} %" if share is not None else None, values, shown, index)
+        )
+    most = max((shown for *_, shown, _ in table if shown is not None), default=0.0) or 1.0
+    heads = ["training", "held-out, last", "held-out, averaged"]
+    rows = []
+    for name, share, values, shown, index in table:
+        width = 100 * (shown or 0) / most
+        rows.append(
+            f'<tr><td>{escape(name)}</td><td class="number">{share or "–"}</td>'
+            + "".join(
+                f'<td class="number">{"–" if value is None else format(value, ".3f")}</td>'
+                for value in values
+            )
+            + f'<td class="bars {report_charts.colour(index)}">'
+            f'<span class="bar" style="width:{width:.1f}%"></span></td></tr>'
+        )
+    return (
+        f'<div class="middle">{report_charts.denoisers(history)}</div>'
+        '<div class="card wide"><table><tr><th>denoiser</th><th class="number">share of data</th>'
+        + "".join(f'<th class="number">{head}</th>' for head in heads)
+        + '<th class="bars"></th></tr>'
+        + f"{''.join(rows)}</table></div>"
+        f'<p class="note">Nats per target token. Training: mean of the last {len(recent)} records. '
+        "The bar is the last held-out value of its row.</p>"
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    points = curve(rows, "by_task", inner=name).points
+    return statistics.fmean(y for _, y in points) if points else None
+
+
+def _facts(history: RunHistory) -> str:
+    corpus = history.fact("corpus") or {}
+    versions = history.fact("versions") or {}
+    averaged = history.fact("checkpoints_averaged") or []
+    labels = {"heldout_documents": "held-out documents"}
+    pairs: list[tuple[str, Any]] = [
+        (f"corpus, {labels.get(name, name)}", grouped(value) if isinstance(value, int) else value)
+        for name, value in corpus.items()
+    ]
+    pairs += [
+        (label, grouped(value) if isinstance(value := history.fact(name), int) else value)
+        for label, name in (
+            ("parameters", "parameters"),
+            ("devices", "devices"),
+            ("export", "export"),
+            ("configuration hash", "config_hash"),
+        )
+    ]
+    pairs.append(("checkpoints averaged", ", ".join(f"step {step}" for step in averaged)))
+    pairs.append(("versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
+    if history.superseded:
+        pairs.append(("records superseded by a resume", grouped(history.superseded)))
+    shown = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>"
+        for label, value in pairs
+        if value not in (None, "")
+    )
+    return f'<div class="card"><dl>{shown or "<dt>none recorded yet</dt>"}</dl></div>'
+
+
+def _starts(history: RunHistory) -> str:
+    rows = [
+        [
+            _clock(segment.start["time"]),
+            grouped(segment.start["step"]),
+            grouped(segment.last_step),
+            duration(segment.seconds),
+            str(segment.start.get("devices", "–")),
+        ]
+        for segment in history.segments
+    ]
+    heads = ["started", "from step", "to step", "recorded time", "devices"]
+    return _table(heads, rows, numbers={1, 2, 3}) if rows else '<p class="soft">None recorded.</p>'
+
+
+def _events(history: RunHistory) -> str:
+    events = history.events[-_EVENTS_SHOWN:]
+    rows = [
+        [_clock(row["time"]), grouped(row["step"]), str(row.get("level")), str(row.get("message"))]
+        for row in events
+    ]
+    if not rows:
+        return '<p class="soft">None recorded.</p>'
+    table = _table(["time", "step", "level", "message"], rows, numbers={1})
+    if len(history.events) > len(events):
+        table += (
+            f'<p class="note">The last {len(events)} of {len(history.events):,}; all are in '
+            f"{FILE_NAME}.</p>"
+        )
+    return table
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int]) -> str:
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        kinds = [' class="number"' if index in numbers else "" for index in range(len(texts))]
+        return "".join(
+            f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True)
+        )
+
+    lines = [f"<tr>{cells('th', heads)}</tr>", *(f"<tr>{cells('td', row)}</tr>" for row in rows)]
+    return f'<div class="card wide"><table>{"".join(lines)}</table></div>'
+
+
+def _configuration(run_dir: Path) -> str:
+    try:
+        text = (run_dir / "config.gin").read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return '<p class="soft">There is no config.gin in the run directory.</p>'
+    lines = text.count("\n") + 1
+    left_out = len(text) - _CONFIG_CHARACTERS
+    more = f"\n... {left_out:,} more characters in config.gin" if left_out > 0 else ""
+    return (
+        f'<details class="card"><summary>config.gin, {lines} lines</summary>'
+        f"<pre>{escape(text[:_CONFIG_CHARACTERS] + more)}</pre></details>"
+    )
+
+
+def _wall_seconds(history: RunHistory) -> float:
+    """The run's working time: as stated if one process did it all, else the sum over its starts."""
+    stated = (history.summary or {}).get("wall_seconds")
+    if isinstance(stated, int | float) and len(history.segments) <= 1:
+        return stated
+    return sum(segment.seconds for segment in history.segments)
+
+
+def _speed(history: RunHistory) -> float | None:
+    points = curve(history.train, "tokens_per_second").points
+    return statistics.median(y for _, y in points) if points else None
+
+
+def _clock(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

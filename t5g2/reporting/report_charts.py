@@ -1,0 +1,150 @@
+"""Which curves of a run the report draws."""
+
+from __future__ import annotations
+
+from t5g2.reporting.charts import Chart, Series, draw
+from t5g2.reporting.metrics_log import RunHistory
+from t5g2.reporting.series import Curve, curve, inner_names, smooth
+
+_COLOURS = 6  # c0 to c5 of report.css
+
+
+def colour(index: int) -> str:
+    """The style class of the denoiser with this place in the tables."""
+    return f"c{index % _COLOURS}"
+
+
+def loss(history: RunHistory) -> str:
+    """Training loss, raw and smoothed, and the held-out losses."""
+    train = curve(history.train, "loss")
+    entropy = history.fact("unigram_entropy")
+    level = None
+    if isinstance(entropy, int | float):
+        level = (float(entropy), f"unigram entropy {entropy:.2f}")
+    series = [
+        *_raw_and_smooth("training", train, "train"),
+        *(
+            Series(
+                name=name,
+                curve=curve([row for row in history.eval if row.get("weights") == weights], "loss"),
+                colour=style,
+                look="dots",
+            )
+            for weights, name, style in (
+                ("last", "held-out, last weights", "heldout"),
+                ("averaged", "held-out, averaged weights", "averaged"),
+            )
+        ),
+    ]
+    return draw(
+        Chart(
+            title="Training and held-out loss",
+            unit="nats per target token, logarithmic",
+            series=series,
+            logarithmic=True,
+            level=level,
+            resumes=_resumes(history),
+        )
+    )
+
+
+def denoisers(history: RunHistory) -> str:
+    """Held-out loss of each denoiser over the run, its smoothed training loss behind."""
+    last = [row for row in history.eval if row.get("weights") == "last"]
+    series = []
+    for index, name in enumerate(inner_names([*history.train, *history.eval], "by_task")):
+        train = curve(history.train, "by_task", inner=name)
+        heldout = curve(last, "by_task", inner=name)
+        series.append(
+            Series(
+                name=f"{name}, training",
+                curve=Curve(smooth(train.points), train.bad),
+                colour=colour(index),
+                look="faint",
+                in_legend=not heldout.points,
+            )
+        )
+        series.append(
+            Series(
+                name=name,
+                curve=heldout,
+                colour=colour(index),
+                look="dots",
+                dashed=index >= _COLOURS,
+            )
+        )
+    chart = Chart(
+        title="Loss by denoiser",
+        unit="nats per target token, logarithmic; dots: held-out, faint: training, smoothed",
+        series=series,
+        logarithmic=True,
+    )
+    return draw(chart)
+
+
+def optimisation(history: RunHistory) -> str:
+    """Learning rate and gradient norm, a chart each."""
+    rate, norm = curve(history.train, "learning_rate"), curve(history.train, "grad_norm")
+    values = [y for _, y in norm.points]
+    decades = bool(values) and max(values) > 30 * min(values) > 0
+    return draw(
+        Chart(
+            title="Learning rate",
+            unit="",
+            series=[Series(name="learning rate", curve=rate, colour="c1")],
+            form="scientific",
+            from_zero=True,
+        )
+    ) + draw(
+        Chart(
+            title="Gradient norm",
+            unit="before clipping" + (", logarithmic" if decades else ""),
+            series=_raw_and_smooth("gradient norm", norm, "c4"),
+            logarithmic=decades,
+            from_zero=not decades,
+            resumes=_resumes(history),
+        )
+    )
+
+
+def throughput(history: RunHistory) -> str:
+    """Tokens a second, and the share of each side of a batch that is real tokens."""
+    speed = curve(history.train, "tokens_per_second")
+    fills = [
+        Series(name=name, curve=Curve(smooth(full.points), full.bad), colour=style)
+        for name, style, full in (
+            ("encoder", "c3", curve(history.train, "fill_inputs")),
+            ("decoder", "c0", curve(history.train, "fill_targets")),
+        )
+    ]
+    return draw(
+        Chart(
+            title="Throughput",
+            unit="real tokens a second",
+            series=_raw_and_smooth("tokens a second", speed, "c3"),
+            form="compact",
+            from_zero=True,
+            resumes=_resumes(history),
+        )
+    ) + draw(
+        Chart(
+            title="Fill",
+            unit="share of real tokens in a batch, smoothed",
+            series=fills,
+            form="percent",
+        )
+    )
+
+
+def _raw_and_smooth(name: str, full: Curve, style: str) -> list[Series]:
+    smoothed = smooth(full.points)
+    if smoothed == full.points:  # too few to smooth
+        return [Series(name=name, curve=full, colour=style)]
+    return [
+        Series(name=f"{name}, each record", curve=full, colour=style, look="faint"),
+        Series(name=f"{name}, smoothed", curve=Curve(smoothed, []), colour=style),
+    ]
+
+
+def _resumes(history: RunHistory) -> list[int]:
+    return [start["step"] for start in history.starts if start["step"] > 0]
