@@ -26,11 +26,11 @@ def compact(value: float) -> str:
 
 
 def tick(value: float) -> str:
-    """A label of an axis, no longer than it must be: 1250000 → "1.25M", 20000 → "20,000"."""
+    """A label of an axis, no longer than it must be: 1250000 → "1.25M", 2000 → "2,000"."""
     if value and abs(value) < 1e-3:
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    if abs(value) <= 1e5:
+    if abs(value) < 1e4:
         return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
     limit, suffix = next(pair for pair in _SUFFIXES if abs(value) >= pair[0])
     return f"{value / limit:.4g}{suffix}"

@@ -22,7 +22,7 @@ from t5g2.reporting.series import curve, inner_names
 
 _EVENTS_SHOWN = 300
 _CONFIG_CHARACTERS = 200_000
-_RECENT = 100  # records behind the training loss of the table
+_RECENT = 100  # at most so many records make up the training loss of the table
 
 
 def write_report(
@@ -176,7 +176,9 @@ def _tiles(history: RunHistory) -> str:
 
 
 def _denoisers(history: RunHistory) -> str:
-    recent = history.train[-_RECENT:]
+    # The end of the run, but not the steep start of a short one.
+    recent = history.train[-max(1, min(_RECENT, len(history.train) // 20)) :]
+    span = "the last record" if len(recent) <= 1 else f"mean of the last {len(recent)} records"
     last = [row for row in history.eval if row.get("weights") == "last"][-1:]
     averaged = [row for row in history.eval if row.get("weights") == "averaged"][-1:]
     names = inner_names([*history.train, *history.eval], "by_task")
@@ -211,7 +213,7 @@ def _denoisers(history: RunHistory) -> str:
         + "".join(f'<th class="number">{head}</th>' for head in heads)
         + '<th class="bars"></th></tr>'
         + f"{''.join(rows)}</table></div>"
-        f'<p class="note">Nats per target token. Training: mean of the last {len(recent)} records. '
+        f'<p class="note">Nats per target token. Training: {span}. '
         "The bar is the last held-out value of its row.</p>"
     )
 
