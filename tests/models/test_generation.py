@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,27 @@ def test_a_sliding_layer_keeps_its_window_and_a_global_one_everything(model):
     ids, mask = prompts()
     _, cache = jax.eval_shape(lambda *given: generation.prefill(*given, 64), model, ids, mask)
     assert [layer.key.shape[1] for layer in cache] == [8, 64, 8]
+
+
+def test_weights_are_cast_before_the_first_step_and_norms_stay_float32():
+    half = abstract_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    ids, mask = prompts()
+    decoder, _ = jax.eval_shape(lambda *given: generation.prefill(*given, 64), half, ids, mask)
+    weights = decoder.embedder, decoder.layers, decoder.final_norm
+    for path, leaf in jax.tree.leaves_with_path(weights):
+        is_norm = "scale" in jax.tree_util.keystr(path)
+        assert leaf.dtype == ("float32" if is_norm else "bfloat16"), path
+
+
+def test_nothing_is_computed_once_every_row_is_done(model, greedy):
+    def seconds(eos_ids):
+        ids, mask = prompts()
+        start = time.perf_counter()
+        generate(model, ids, mask, max_new_tokens=200, eos_ids=eos_ids)
+        return time.perf_counter() - start
+
+    at_once = tuple(int(token) for token in greedy[:, 0])
+    assert min(seconds(at_once) for _ in range(5)) < 0.5 * min(seconds(NEVER) for _ in range(5))
 
 
 def test_a_row_is_unmoved_by_the_batch_it_is_in(model, greedy):
