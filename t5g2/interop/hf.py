@@ -1,0 +1,202 @@
+"""Export to, and load from, a Hugging Face directory of T5Gemma 2."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from t5g2.errors import UserError
+from t5g2.interop.hf_config import (
+    WeightDtype,
+    from_hf_config,
+    generation_config,
+    minimal_vision_shapes,
+    to_hf_config,
+)
+from t5g2.interop.names import NAMES, TIED, VISION_PREFIXES, Name, canonical
+from t5g2.interop.weights import Tensor, open_weights, write_weights
+from t5g2.models.config import ModelConfig
+from t5g2.models.t5gemma2 import abstract_model, parameter_tree
+
+MAX_SHARD_BYTES = 5_000_000_000
+_LISTED = 20
+_READABLE = ("F32", "BF16", "F16")
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def new_directory(out_dir: Path) -> Iterator[Path]:
+    """Gives a directory to fill, which becomes `out_dir` when all went well, and vanishes if not.
+
+    Raises:
+        UserError: `out_dir` exists and is not an empty directory.
+    """
+    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+        raise UserError(f"{out_dir} exists and is not empty: name a new directory")
+    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(out_dir)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def export_hf(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    out_dir: Path,
+    *,
+    dtype: WeightDtype = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a directory that transformers' `T5Gemma2ForConditionalGeneration` loads.
+
+    It is complete or absent, also when interrupted. One tensor at a time is in memory. The vision
+    tower, which transformers always builds, is the least possible one (`MINIMAL_VISION`).
+
+    Args:
+        params: the parameters, structured as by `parameter_tree`; numpy or jax arrays.
+        config: the model they belong to.
+        out_dir: where to; must not exist, or be empty.
+        dtype: dtype of the weights on disk; bfloat16 rounds to nearest even.
+        max_shard_bytes: above this, several files and an index are written.
+
+    Raises:
+        UserError: `out_dir` is taken, the parameters are not this model's, or transformers could
+            not build it.
+    """
+    hf_config = to_hf_config(config, dtype)
+    arrays = traverse_util.flatten_dict(params, sep="/")
+    shapes = _shapes(config)
+    wrong = [p for p in shapes | arrays if shapes.get(p) != getattr(arrays.get(p), "shape", None)]
+    if wrong:
+        raise UserError(f"the parameters do not fit the model's configuration: {_listed(wrong)}")
+    tensors = {
+        key: Tensor(name.disk_shape(_one(shape, layer)), _writer(name, arrays[name.path], layer))
+        for name in NAMES
+        for shape in (shapes[name.path],)
+        for layer, key in name.keys(config)
+    }
+    for key, shape in minimal_vision_shapes(config).items():
+        tensors[key] = Tensor(shape, functools.partial(np.zeros, shape))
+    with new_directory(Path(out_dir)) as partial:
+        for file, content in (
+            ("config.json", hf_config),
+            ("generation_config.json", generation_config(config)),
+        ):
+            (partial / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        write_weights(partial, tensors, dtype, max_shard_bytes)
+
+
+def load_hf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads the text side of a T5Gemma 2 directory: released, or exported from here.
+
+    Single file or shards; float32, bfloat16 or float16; names as on disk or as in torch's memory.
+    Tensors of the image side are skipped, and a logged line says so.
+
+    Returns:
+        The configuration, and the parameters (numpy, float32) structured as by `parameter_tree`.
+
+    Raises:
+        UserError: no such directory, a configuration that t5g2 does not have, a damaged file, or
+            tensors that are missing, unknown or of another shape (all of them named).
+    """
+    path = Path(path)
+    config = from_hf_config(read_hf_config(path))
+    stored = {canonical(key): tensor for key, tensor in open_weights(path).items()}
+    vision = {key for key in stored if key.startswith(VISION_PREFIXES)}
+    placeholders = minimal_vision_shapes(config)
+    skipped = [key for key in vision if stored[key].shape != placeholders.get(key)]
+    if skipped:
+        logger.warning("%s: %d tensors of the image side are skipped", path, len(skipped))
+    shapes = _shapes(config)
+    expected = {
+        key: name.disk_shape(_one(shapes[name.path], layer))
+        for name in NAMES
+        for layer, key in name.keys(config)
+    }
+    _check(path, expected, {key: stored[key] for key in stored if key not in vision})
+    params = {}
+    for name in NAMES:
+        array = np.empty(shapes[name.path], np.float32)
+        for layer, key in name.keys(config):
+            target = array if layer is None else array[layer]
+            target[...] = name.from_disk(stored[key].read(), target.shape)
+        params[name.path] = array
+    return config, traverse_util.unflatten_dict(params, sep="/")
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """The content of a Hugging Face directory's `config.json`.
+
+    Raises:
+        UserError: there is none, or it is no JSON object.
+    """
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not a Hugging Face model: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return content
+
+
+def _check(path: Path, expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor]) -> None:
+    """Raises one UserError that names everything wrong with the text tensors in a directory."""
+    present = {key: tensor for key, tensor in stored.items() if key in expected}
+    tied = {key: TIED[key] for key in stored if key in TIED}
+    faults = {
+        "missing": [key for key in expected if key not in present],
+        "unexpected": [key for key in stored if key not in expected and key not in tied],
+        "wrong shape": [
+            f"{key} {list(tensor.shape)} instead of {list(expected[key])}"
+            for key, tensor in present.items()
+            if tensor.shape != expected[key]
+        ],
+        "not floating point": [
+            f"{key} {tensor.kind}"
+            for key, tensor in present.items()
+            if tensor.kind not in _READABLE
+        ],
+        "not equal to the tensor it is tied to": [
+            key
+            for key, source in tied.items()
+            if source in present and not np.array_equal(stored[key].read(), present[source].read())
+        ],
+    }
+    found = [f"{fault}: {_listed(keys)}" for fault, keys in faults.items() if keys]
+    if found:
+        raise UserError(f"{path} does not hold the weights of its config.json; {'; '.join(found)}")
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    tree = traverse_util.flatten_dict(parameter_tree(abstract_model(config)), sep="/")
+    return {path: leaf.shape for path, leaf in tree.items()}
+
+
+def _one(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
+    """Shape of one layer's tensor, given that of the parameter."""
+    return shape if layer is None else shape[1:]
+
+
+def _writer(name: Name, array: Any, layer: int | None) -> Any:
+    return lambda: name.to_disk(np.asarray(array if layer is None else array[layer]))

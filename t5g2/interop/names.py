@@ -1,0 +1,102 @@
+"""What T5Gemma 2's tensors are called, and how they lie, in t5g2 and on a Hugging Face disk.
+
+t5g2 stacks the layers of a stack on a leading axis and keeps heads on an axis of their own, inputs
+before outputs; on disk every layer has its own tensors, a projection is `[outputs, inputs]` and
+heads are merged with their width. `NAMES` is the only place that knows both.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from t5g2.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """One parameter of t5g2 and its tensor, or tensors, on disk.
+
+    Attributes:
+        path: where it is in `parameter_tree(model)`, separated by slashes.
+        key: its name on disk; `{layer}` stands for the layer, where layers are stacked.
+        inputs: how many leading axes (without the layers') are the inputs of a projection, which
+            is transposed on disk; None: stored as it is.
+    """
+
+    path: str
+    key: str
+    inputs: int | None = None
+
+    def keys(self, config: ModelConfig) -> Iterator[tuple[int | None, str]]:
+        """(layer, name on disk) of each of its tensors; layer is None where there is one tensor."""
+        if "{layer}" not in self.key:
+            yield None, self.key
+        else:
+            for layer in range(config.num_layers):
+                yield layer, self.key.format(layer=layer)
+
+    def disk_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape on disk of a tensor that has `shape` (of one layer) in t5g2."""
+        if self.inputs is None:
+            return shape
+        return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
+
+    def to_disk(self, array: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """The tensor (of one layer) as it lies on disk."""
+        if self.inputs is None:
+            return array
+        return array.reshape(math.prod(array.shape[: self.inputs]), -1).T
+
+    def from_disk(
+        self, tensor: Float[np.ndarray, "..."], shape: tuple[int, ...]
+    ) -> Float[np.ndarray, "..."]:
+        """The inverse of `to_disk`: the tensor (of one layer) with t5g2's `shape`."""
+        return tensor if self.inputs is None else tensor.T.reshape(shape)
+
+
+# Of one layer: t5g2, disk, input axes. Encoder and decoder layers have the same ones.
+_LAYER: tuple[tuple[str, str, int | None], ...] = (
+    ("pre_attention_norm/scale", "pre_self_attn_layernorm.weight", None),
+    ("attention/q", "self_attn.q_proj.weight", 1),  # [D, H, N] | [H·N, D]
+    ("attention/k", "self_attn.k_proj.weight", 1),  # [D, K, N] | [K·N, D]
+    ("attention/v", "self_attn.v_proj.weight", 1),  # [D, K, N] | [K·N, D]
+    ("attention/o", "self_attn.o_proj.weight", 2),  # [H, N, D] | [D, H·N]
+    ("attention/q_norm/scale", "self_attn.q_norm.weight", None),
+    ("attention/k_norm/scale", "self_attn.k_norm.weight", None),
+    ("post_attention_norm/scale", "post_self_attn_layernorm.weight", None),
+    ("pre_mlp_norm/scale", "pre_feedforward_layernorm.weight", None),
+    ("mlp/gate", "mlp.gate_proj.weight", 1),  # [D, F] | [F, D]
+    ("mlp/up", "mlp.up_proj.weight", 1),  # [D, F] | [F, D]
+    ("mlp/down", "mlp.down_proj.weight", 1),  # [F, D] | [D, F]
+    ("post_mlp_norm/scale", "post_feedforward_layernorm.weight", None),
+)
+
+NAMES: tuple[Name, ...] = (
+    Name("embedder/table", "model.encoder.embed_tokens.weight"),
+    Name("embedder/eoi_embedding", "model.encoder.embed_tokens.eoi_embedding"),
+    *(
+        Name(f"{stack}/layers/{path}", f"model.{stack}.layers.{{layer}}.{key}", inputs)
+        for stack in ("encoder", "decoder")
+        for path, key, inputs in _LAYER
+    ),
+    Name("encoder/final_norm/scale", "model.encoder.norm.weight"),
+    Name("decoder/final_norm/scale", "model.decoder.norm.weight"),
+)
+
+# Tied to the tensor on the right; normally left out on disk.
+TIED = {
+    "lm_head.out_proj.weight": "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.eoi_embedding": "model.encoder.embed_tokens.eoi_embedding",
+}
+
+# Tensors that start so are the image side.
+VISION_PREFIXES = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
+
+
+def canonical(key: str) -> str:
+    """The name on disk as `save_pretrained` writes it, given that or the name in torch's memory."""
+    return key.replace("model.encoder.text_model.", "model.encoder.", 1)

@@ -1,0 +1,89 @@
+"""The tiled loss against a dense log-softmax, and how little it holds at a time."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.kernels.vocabulary_loss import logits, token_losses
+
+
+def operands(batch, length, vocabulary, width=16, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(batch, length, width)).astype(np.float32)
+    table = rng.normal(size=(vocabulary, width)).astype(np.float32)
+    return hidden, table, rng.integers(0, vocabulary, (batch, length))
+
+
+def dense(hidden, table, targets, softcap):
+    out = hidden @ table.T
+    if softcap is not None:
+        out = softcap * jnp.tanh(out / softcap)
+    return -jnp.take_along_axis(jax.nn.log_softmax(out), targets[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(
+    ("batch", "length", "vocabulary", "rows"),
+    [(1, 1, 7, 512), (3, 7, 101, 4), (2, 13, 50, 25)],
+)
+def test_losses_and_gradients_equal_those_of_a_dense_log_softmax(
+    batch, length, vocabulary, rows, softcap
+):
+    hidden, table, targets = operands(batch, length, vocabulary)
+    weights = np.random.default_rng(1).normal(size=targets.shape)
+
+    def tiled(hidden, table):
+        losses = token_losses(hidden, table, targets, softcap=softcap, rows=rows)
+        return jnp.sum(losses * weights), losses
+
+    def reference(hidden, table):
+        losses = dense(hidden, table, targets, softcap)
+        return jnp.sum(losses * weights), losses
+
+    gradient_of = lambda f: jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))  # noqa: E731
+    gradient, losses = gradient_of(tiled)(hidden, table)
+    expected_gradient, expected = gradient_of(reference)(hidden, table)
+    assert losses.shape == targets.shape
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_of_huge_logits_are_finite_and_exact():
+    hidden, table, targets = operands(2, 9, 33)
+    np.testing.assert_allclose(
+        token_losses(1e3 * hidden, table, targets, rows=4),
+        dense(1e3 * hidden, table, targets, None),
+        rtol=1e-5,
+    )
+
+
+def test_logits_are_float32_also_from_bfloat16():
+    hidden, table, _ = operands(1, 4, 9)
+    half = logits(jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(table, jnp.bfloat16), None)
+    assert half.dtype == jnp.float32
+    # Rounding the result, too, would leave no more than eight bits.
+    assert (half != half.astype(jnp.bfloat16).astype(jnp.float32)).any()
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_no_array_of_all_tokens_by_the_vocabulary_is_ever_made(softcap):
+    batch, length, vocabulary, rows = 4, 256, 3001, 128
+    hidden, table, targets = operands(batch, length, vocabulary)
+
+    def loss(hidden, table):
+        return token_losses(hidden, table, targets, softcap=softcap, rows=rows).mean()
+
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(hidden, table).compile()
+    shapes = [
+        tuple(map(int, shape.split(",")))
+        for shape in re.findall(r"\b(?:f32|bf16|f16|pred|s32)\[([\d,]+)\]", compiled.as_text())
+    ]
+    assert any(vocabulary in shape and rows in shape for shape in shapes)
+    largest = max(np.prod(shape) for shape in shapes)
+    assert largest == rows * vocabulary
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < batch * length * vocabulary * 4
