@@ -9,6 +9,7 @@ import argparse
 import importlib
 import io
 import itertools
+import logging
 import os
 import select
 import sys
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Exceptions that are no mistake of the user leave this function.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _prepare_process()
     name = f"t5g2 {argv[0]}" if argv and argv[0] in JOBS else "t5g2"
     try:
         try:
@@ -127,6 +129,19 @@ class _Parser(argparse.ArgumentParser):
         self.error(
             f"unknown argument '{option}'{did_you_mean(option, self._option_string_actions)}"
         )
+
+
+def _prepare_process() -> None:
+    """Sets what libraries read when a job imports them."""
+    # A second start of the same program compiles nothing.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "t5g2", "xla"))
+    # Orbax warns that one item of a checkpoint, read alone, is no whole checkpoint.
+    logging.getLogger("absl").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Metadata file does not exist" not in str(record.msg)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -96,12 +96,6 @@ def finish(
         heldout_loss_averaged=loss.loss,
         checkpoints_averaged=averaged,
         export=str(source) if settings.finish.export else None,
-        corpus={
-            "documents": corpus.facts["train"]["documents"],
-            "heldout_documents": corpus.facts["heldout"]["documents"],
-            "characters": corpus.facts["train"]["characters"],
-            "tokens": corpus.facts["train"]["tokens"],
-        },
     )
 
 

@@ -23,8 +23,8 @@ from t5g2.signals import StopRequest
 from t5g2.training.metrics import Meter, Totals
 from t5g2.training.optimizer import make_optimizer
 from t5g2.training.schedule import make_schedule, warmup_steps
-from t5g2.training.state import initial_state, state_shardings
-from t5g2.training.step import jit_eval_step, jit_train_step
+from t5g2.training.state import make_initial_state, state_shardings
+from t5g2.training.step import compile_train_step, jit_eval_step
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +54,6 @@ def train(settings: Settings, run_dir: Path) -> int:
     configure_devices(settings.mesh)
     mesh = make_mesh(settings.mesh)
     check_rows(mesh, settings.train.rows, settings.train.accumulation)
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
     with Progress(total) as progress:
         # ---- Data
@@ -71,97 +70,110 @@ def train(settings: Settings, run_dir: Path) -> int:
         schedule = make_schedule(settings.schedule, total)
         optimizer = make_optimizer(settings.optimizer, schedule)
         shapes, shardings = state_shardings(settings.model, optimizer, mesh)
-        parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-        train_step = jit_train_step(
-            mesh,
-            shardings,
-            config=settings.model,
-            optimizer=optimizer,
-            num_tasks=len(tasks),
-            accumulation=settings.train.accumulation,
-        )
+        with progress.stage("compiling"):
+            train_step = compile_train_step(
+                mesh,
+                shapes,
+                shardings,
+                rows=rows.rows,
+                room=rows.room,
+                config=settings.model,
+                optimizer=optimizer,
+                num_tasks=len(tasks),
+                accumulation=settings.train.accumulation,
+            )
         eval_step = jit_eval_step(
             mesh, shardings.params, config=settings.model, num_tasks=len(tasks)
         )
         heldout = HeldOut(heldout_rows, eval_step, mesh, settings.evaluation.batches)
 
-        with (
-            CheckpointStore(run_dir / CHECKPOINTS_DIR, settings.checkpoints.keep) as store,
-            MetricsLog(run_dir) as log,
-            StopRequest() as stop,
-        ):
-            # ---- State: restored, or new
+        # ---- State: restored, or new
+        store = CheckpointStore(run_dir / CHECKPOINTS_DIR, settings.checkpoints.keep)
+        log = MetricsLog(run_dir)
+        with store, log:
             saved = store.steps()
+            step = saved[-1] if saved else 0
             if saved:
-                step = saved[-1]
                 with progress.stage(f"restoring step {step}"):
                     state, cursors = store.restore(step, shapes, shardings)
-                    meta = read_meta(store.path(step))
-                totals = Totals(meta["tokens"], meta["target_tokens"], meta["digest"])
+                    totals = Totals.of(read_meta(store.path(step)))
             else:
-                step, cursors, totals = 0, rows.start(), Totals()
                 with progress.stage("initialising"):
-                    make = jax.jit(
-                        lambda: initial_state(settings.model, optimizer, settings.train.seed),
-                        out_shardings=shardings,
+                    state = make_initial_state(
+                        settings.model, optimizer, shardings, settings.train.seed
                     )
-                    state = jax.block_until_ready(make())
-            batches = RowBatches(rows, cursors, 0, rows.rows).prefetched()
-            sharding = batch_sharding(mesh)
+                    cursors, totals = rows.start(), Totals()
             facts = {
                 "total_steps": total,
-                "parameters": parameters,
-                "devices": devices,
+                "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
+                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "config_hash": settings.hash(),
                 "versions": _versions(),
                 "unigram_entropy": corpus.facts["unigram_entropy"],
+                "corpus": corpus.counts(),
+                "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
             }
             log.start(step, **facts)
             warmup = warmup_steps(settings.schedule, total)
             if warmup < settings.schedule.warmup_steps:
                 progress.message(
-                    f"warm-up: {warmup} steps instead of {settings.schedule.warmup_steps}, a "
-                    f"tenth of this run's {total}"
+                    f"warm-up: {warmup} steps, a tenth of this run's {total}, instead of "
+                    f"{settings.schedule.warmup_steps}"
                 )
-            room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
-            meter = Meter(tasks, room, schedule, totals)
 
             # ---- The loop
+            batches = RowBatches(rows, cursors, 0, rows.rows).prefetched()
+            sharding = batch_sharding(mesh)
+            room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
+            meter = Meter(tasks, room, schedule, totals)
             last = min(total, settings.train.stop_at or total)
-            while step < last and stop.signal is None:
-                batch, cursors = next(batches)
-                batch = jax.device_put(batch, sharding)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = train_step(state, batch)
-                step += 1
-                meter.add(metrics)
-                stopping = step == last or stop.signal is not None
+            saved_step = step
 
-                if step % settings.train.log_every == 0 or stopping:
-                    record = meter.record(step)
-                    log.write("train", step, **record)
-                    progress.update(step, **record)
-                if step % settings.evaluation.every == 0 or step == total:
-                    meter.pause()
-                    loss = heldout.loss(state.params)
-                    log.write("eval", step, split="heldout", weights="last", **loss._asdict())
-                    progress.message(f"step {step}: held-out loss {loss.loss:.3f} nats/token")
-                if step % settings.checkpoints.every == 0 or stopping:
-                    meter.pause()
-                    meta = _checkpoint_meta(settings, meter.totals())
-                    store.save(state, jax.device_put(cursors, sharding), meta)
+            def record() -> None:
+                values = meter.record(step)
+                log.write("train", step, **values)
+                progress.update(step, **values)
+
+            def save() -> None:
+                meta = _checkpoint_meta(settings, meter.totals())
+                store.save(state, jax.device_put(cursors, sharding), meta)
+
+            with StopRequest() as stop:
+                while step < last and stop.signal is None:
+                    batch, cursors = next(batches)
+                    batch = jax.device_put(batch, sharding)
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = train_step(state, batch)
+                    step += 1
+                    meter.add(metrics)
+
+                    if step % settings.train.log_every == 0:
+                        record()
+                    if step % settings.evaluation.every == 0 or step == total:
+                        meter.pause()
+                        loss = heldout.loss(state.params)
+                        log.write("eval", step, split="heldout", weights="last", **loss._asdict())
+                        progress.message(f"step {step}: held-out loss {loss.loss:.3f} nats/token")
+                    if step % settings.checkpoints.every == 0:
+                        meter.pause()
+                        save()
+                        saved_step = step
+                if meter.pending:
+                    record()
+                if saved_step < step:
+                    save()
+                store.wait()
 
             # ---- The end, or the end for now
-            store.wait()
-            if step == total:
-                finish(run_dir, settings, corpus, store, heldout, shardings.params, log, progress)
-            elif stop.signal is not None:
+            if stop.signal is not None:
                 log.write("event", step, level="warning", message=f"stopped by {stop.signal.name}")
                 progress.message(
                     f"{stop.signal.name}: saved step {step}; the same command goes on from there"
                 )
-            else:
+            elif step < total:
                 progress.message(f"train.stop_at: saved step {step} of {total}")
+            else:
+                finish(run_dir, settings, corpus, store, heldout, shardings.params, log, progress)
         write_figures(run_dir)
         progress.message(f"report: {run_dir / 'report.html'}")
     return stop.exit_code

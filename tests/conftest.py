@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import os
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,12 @@ from pathlib import Path
 import pytest
 
 from t5g2.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
+
+# Compiling is most of what the tests do; what one has compiled, others, and later runs, reuse.
+# jax reads this when it is imported, by tests and by the processes that they start.
+_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _standard_library(max_bytes: int, skip: int = 0) -> list[str]:

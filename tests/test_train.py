@@ -241,7 +241,9 @@ def test_average_export_evaluate_generate_and_inspect_work_on_a_run(finished, tm
     assert "steps 9, 12" in t5g2_says("average", "--run_dir", finished, "--last", 2, "--out", out)
     t5g2_says("export", "--checkpoint", out, "--out", exported)
     evaluated = t5g2_says("evaluate", "--checkpoint", out)
-    recorded = read_metrics(finished / "metrics.jsonl").eval[-1]
+    (recorded,) = (
+        row for row in read_metrics(finished / "metrics.jsonl").eval if row["weights"] == "averaged"
+    )
     assert f"held-out loss {recorded['loss']:.4f}" in evaluated
     arguments = ("--text", "def f(<sentinel_0>):", "--max_new_tokens", 8)
     ours = t5g2_says("generate", "--checkpoint", out, *arguments)

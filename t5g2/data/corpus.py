@@ -55,6 +55,11 @@ class Corpus:
     tokenizer: Tokenizer
     facts: dict[str, Any]
 
+    def counts(self) -> dict[str, int]:
+        """Documents of both splits, characters and tokens of the training documents."""
+        train, heldout = self.facts["train"], self.facts["heldout"]
+        return {**train, "heldout_documents": heldout["documents"]}
+
     def mixture(self, split: str, config: DataConfig) -> Mixture:
         """The mixture over one split."""
         special = SpecialTokens(

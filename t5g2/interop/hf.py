@@ -1,12 +1,9 @@
 """Export to, and load from, a Hugging Face directory of T5Gemma 2."""
 
-import contextlib
 import functools
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from t5g2.errors import UserError
+from t5g2.files import new_directory
 from t5g2.interop.hf_config import (
     WeightDtype,
     from_hf_config,
@@ -31,25 +29,6 @@ _LISTED = 20
 _READABLE = ("F32", "BF16", "F16")
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def new_directory(out_dir: Path) -> Iterator[Path]:
-    """Gives a directory to fill, which becomes `out_dir` when all went well, and vanishes if not.
-
-    Raises:
-        UserError: `out_dir` exists and is not an empty directory.
-    """
-    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} exists and is not empty: name a new directory")
-    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.replace(out_dir)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def export_hf(

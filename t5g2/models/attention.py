@@ -2,11 +2,11 @@
 
 from typing import Protocol
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.kernels.attention import KeyValues, Window, attention
+from t5g2.kernels.projection import project
 from t5g2.models.config import ModelConfig
 from t5g2.models.layers import RMSNorm, parameter
 
@@ -56,8 +56,8 @@ class Attention(nnx.Module):
         rotate: Rotate | None,
     ) -> KeyValues:
         """Keys and values of states `x`; without `rotate` they are the encoder's, for merging."""
-        key = self.k_norm(jnp.einsum("bsd,dkn->bskn", x, self.k[...].astype(x.dtype)))
-        value = jnp.einsum("bsd,dkn->bskn", x, self.v[...].astype(x.dtype))
+        key = self.k_norm(project(x, self.k[...].astype(x.dtype)))
+        value = project(x, self.v[...].astype(x.dtype))
         return KeyValues(rotate(key) if rotate else key, value, segment_ids, positions)
 
     def __call__(
@@ -71,8 +71,8 @@ class Attention(nnx.Module):
         window: Window,
     ) -> Float[Array, "B T D"]:
         """Attends from `x` to `keys` (within `window`) and to `memory` (all of it)."""
-        query = rotate(self.q_norm(jnp.einsum("btd,dhn->bthn", x, self.q[...].astype(x.dtype))))
+        query = rotate(self.q_norm(project(x, self.q[...].astype(x.dtype))))
         mixed = attention(
             query, segment_ids, positions, keys, memory, window=window, scale=self.scale
         )
-        return jnp.einsum("bthn,hnd->btd", mixed, self.o[...].astype(x.dtype))
+        return project(mixed, self.o[...].astype(x.dtype))

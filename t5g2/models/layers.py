@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from t5g2.kernels.projection import project
 from t5g2.models.config import ModelConfig
 
 
@@ -76,7 +77,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up, down = (p[...].astype(x.dtype) for p in (self.gate, self.up, self.down))
-        return (jax.nn.gelu(x @ gate, approximate=True) * (x @ up)) @ down
+        gated = jax.nn.gelu(project(x, gate), approximate=True) * project(x, up)
+        return project(gated, down)
 
 
 class Rotation(nnx.Pytree):

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,11 @@ class Totals(NamedTuple):
     tokens: int = 0
     target_tokens: int = 0
     digest: int = 0
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> "Totals":
+        """The totals that a checkpoint's metadata hold."""
+        return cls(*(meta[name] for name in cls._fields))
 
 
 class MeanLoss(NamedTuple):
@@ -94,6 +99,11 @@ class Meter:
             )
         self._steps += fetched
         return self._totals
+
+    @property
+    def pending(self) -> bool:
+        """Whether steps were added since the last record."""
+        return bool(self._on_device or self._steps)
 
     def pause(self) -> None:
         """Waits for the steps so far; until the next one, time does not count as training."""

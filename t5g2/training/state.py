@@ -52,3 +52,11 @@ def state_shardings(
     )
     step: Any = replicated(mesh)
     return shapes, TrainState(step, params, opt_state)
+
+
+def make_initial_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: Any, seed: int
+) -> TrainState:
+    """`initial_state`, made in place on the devices."""
+    make = jax.jit(lambda: initial_state(config, optimizer, seed), out_shardings=shardings)
+    return jax.block_until_ready(make())

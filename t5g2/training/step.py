@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
+from t5g2.data.batch import empty_batch
 from t5g2.models.config import ModelConfig
 from t5g2.models.stack import Tokens
 from t5g2.models.t5gemma2 import from_parameters
@@ -113,16 +114,31 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def jit_train_step(
+def compile_train_step(
     mesh: Mesh,
+    shapes: TrainState,
     shardings: TrainState,
     *,
+    rows: int,
+    room: tuple[int, int],
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     num_tasks: int,
     accumulation: int,
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
-    """`train_step` compiled for a mesh; the state it is given is consumed."""
+    """`train_step` compiled for a mesh; the state it is given is consumed.
+
+    Args:
+        mesh: the devices.
+        shapes: of the train state.
+        shardings: of the train state.
+        rows: rows of the global batch (B).
+        room: encoder and decoder tokens of a row (S, T).
+        config: see `train_step`, as what follows.
+        optimizer: as above.
+        num_tasks: as above.
+        accumulation: as above.
+    """
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         return train_step(
@@ -134,12 +150,14 @@ def jit_train_step(
             accumulation=accumulation,
         )
 
-    return jax.jit(
+    batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room))
+    jitted = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+    return jitted.lower(shapes, batch_shapes).compile()
 
 
 def jit_eval_step(
