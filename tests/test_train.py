@@ -1,4 +1,4 @@
-"""The job `t5g2 train`: it learns, stops when asked, goes on exactly, and refuses what cannot work."""
+"""The job `t5g2 train`: it learns, stops when asked, goes on exactly, refuses what cannot work."""
 
 import json
 import os

@@ -1,0 +1,54 @@
+"""Settings: the shipped files, and which settings may change in a run."""
+
+from pathlib import Path
+
+import pytest
+
+from t5g2 import config, settings
+from t5g2.errors import UserError
+from t5g2.models import config as models
+
+ROOT = Path(__file__).parent.parent
+RECIPE = "configs/recipes/quickstart.gin"
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("tiny", models.TINY),
+        ("t5gemma2_270m", models.T5GEMMA2_270M),
+        ("t5gemma2_1b", models.T5GEMMA2_1B),
+        ("t5gemma2_4b", models.T5GEMMA2_4B),
+    ],
+)
+def test_the_shipped_sizes_are_those_of_the_code(name, size):
+    sections = {"model": models.ModelConfig}
+    assert config.parse(sections, [f"configs/models/{name}.gin"])["model"] == size
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.gin")), ids=str)
+def test_every_recipe_is_complete_and_survives_being_written_down(path, tmp_path):
+    read = settings.read_settings([str(path)])
+    (tmp_path / "config.gin").write_text(read.to_gin())
+    again = settings.run_settings(tmp_path)
+    assert again == read
+    assert again.hash() == read.hash()
+    assert settings.from_json(read.to_json()) == read
+
+
+def test_where_and_how_often_may_change_but_not_what(tmp_path):
+    first = settings.read_settings([RECIPE])
+    (tmp_path / "config.gin").write_text(first.to_gin())
+    harmless = ["mesh.fsdp=2", "checkpoints.every=7", "train.stop_at=9", "model.remat=full"]
+    settings.check_same_run(tmp_path, settings.overridden(first, harmless))
+    with pytest.raises(UserError, match=r"optimizer.b2: 0.95 -> 0.99"):
+        settings.check_same_run(tmp_path, settings.overridden(first, ["optimizer.b2=0.99"]))
+
+
+def test_every_exempt_setting_exists():
+    known = {
+        f"{name}.{field}"
+        for name, part in settings.SECTIONS.items()
+        for field in part.__dataclass_fields__
+    }
+    assert known >= settings.MAY_CHANGE
