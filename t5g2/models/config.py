@@ -127,4 +127,5 @@ TINY = ModelConfig(
     query_pre_attn_scalar=64.0,
     rope_factor_global=1.0,
     max_position_embeddings=2048,
+    initializer_range=0.088,  # about hidden_size**-0.5: scaled embeddings of unit size
 )

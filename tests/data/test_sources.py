@@ -140,3 +140,28 @@ def test_tokenised_texts_are_the_tokenizer_s_tokens(tiny_tokenizer):
     assert len(tokenized) == 3
     assert [tiny_tokenizer.decode(tokens) for tokens in tokenized] == texts
     assert all(tokens.dtype == np.int32 for tokens in tokenized)
+
+
+def test_long_files_are_split_at_line_ends_without_loss(tmp_path):
+    long_line = "ä" * 40 + "\n"
+    contents = {
+        "a.txt": "one\ntwo\n" + long_line + "three\r\nfour",
+        "b.txt": "short\n",
+        "c.txt": "",
+        "d.txt": "no line end at all, " * 5,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode())
+    texts = TextFiles(tmp_path, list(contents), split_bytes=16)
+    assert "".join(texts) == "".join(contents.values())
+    for text in texts:
+        assert len(text.encode()) <= 16 or text.count("\n") <= 1
+    assert list(texts)[:4] == ["one\ntwo\n", long_line, "three\r\nfour", "short\n"]
+
+
+def test_the_place_of_a_bad_byte_is_told_also_in_a_later_part(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine line\nbad \xff line\n")
+    texts = TextFiles(tmp_path, ["a.txt"], split_bytes=10)
+    assert texts[0] == "fine line\n"
+    with pytest.raises(UserError, match=r"a.txt: not UTF-8 \(byte 14\)"):
+        texts[1]
