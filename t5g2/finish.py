@@ -1,6 +1,5 @@
 """What a run leaves behind: averaged weights, their export, infillings, figures, the report."""
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,8 @@ import jax
 from t5g2.checkpoints.average import write_average
 from t5g2.checkpoints.store import CheckpointStore
 from t5g2.data.corpus import Corpus
-from t5g2.data.ul2 import philox
+from t5g2.data.sampling import TaskChoice, permute
+from t5g2.data.ul2 import Example, philox
 from t5g2.evaluation import HeldOut
 from t5g2.export import export_checkpoint
 from t5g2.files import write_atomically
@@ -100,7 +100,7 @@ def finish(
 
 
 def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[str, str]]:
-    """Greedy infillings of held-out passages, one denoiser after the other.
+    """Greedy infillings of held-out passages, under the mixture's denoisers by their rates.
 
     Returns:
         For each: task, input, target and prediction, as text with sentinels visible.
@@ -109,13 +109,13 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
     mixture = corpus.mixture("heldout", settings.data)
     tasks, documents = mixture.tasks, mixture.sources[0].documents
     length = settings.finish.sample_tokens
-    long_enough = [d for d in map(documents.__getitem__, range(len(documents))) if len(d) > length]
-    examples = []
-    for i, tokens in zip(range(settings.finish.samples), itertools.cycle(long_enough)):
-        task = tasks[i % len(tasks)]
-        start = int(philox(settings.data.seed, i)(1)[0] % (len(tokens) - length))
-        example = task.denoiser(tokens[start : start + length], philox(1, i), mixture.special)
-        examples.append((task.name, example))
+    seed, choose = settings.data.seed, TaskChoice(mixture.rates, settings.data.seed)
+    examples: list[tuple[str, Example]] = []
+    for i in range(len(documents)):
+        passage = documents[permute(i, len(documents), seed)][:length]
+        if len(passage) == length and len(examples) < settings.finish.samples:
+            task = tasks[choose(0, len(examples))]
+            examples.append((task.name, task.denoiser(passage, philox(seed, i), mixture.special)))
     if not examples:
         return []
     longest = max(len(example.targets) for _, example in examples)
@@ -123,7 +123,7 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
     return [
         {
             "task": name,
-            "input": tokenizer.decode(example.inputs[1:]),
+            "input": tokenizer.decode(example.inputs[mixture.special.bos_on_inputs :]),
             "target": tokenizer.decode(example.targets[:-1]),
             "prediction": tokenizer.decode(ids),
         }

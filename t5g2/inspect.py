@@ -7,7 +7,7 @@ import jax
 
 from t5g2 import settings
 from t5g2.checkpoints.store import array_shapes, read_meta
-from t5g2.data.corpus import TOKENIZER_DIR, Corpus
+from t5g2.data.corpus import Corpus, reopen_corpus
 from t5g2.data.inspection import describe
 from t5g2.data.sources import open_corpus
 from t5g2.data.tokenizer import load_tokenizer
@@ -30,7 +30,7 @@ def _data(args: argparse.Namespace) -> str:
     if args.run_dir is not None:
         run_dir = Path(args.run_dir)
         chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
-        tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
+        corpus = reopen_corpus(chosen.corpus, run_dir)
     else:
         chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
         if chosen.tokenizer.path is None:
@@ -39,10 +39,10 @@ def _data(args: argparse.Namespace) -> str:
                 "--gin.tokenizer.path"
             )
         tokenizer = load_tokenizer(Path(chosen.tokenizer.path))
-    corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=tokenizer, facts={})
+        corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=tokenizer, facts={})
     return describe(
         corpus.mixture(args.split, chosen.data),
-        tokenizer,
+        corpus.tokenizer,
         rows=chosen.train.rows,
         inputs_length=chosen.data.inputs_length,
         targets_length=chosen.data.targets_length,

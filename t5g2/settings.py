@@ -78,7 +78,7 @@ class FinishConfig:
 
     average_last: int = 5
     export: bool = True
-    samples: int = 4
+    samples: int = 6
     sample_tokens: int = 96
 
 

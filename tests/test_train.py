@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert history.train[-1]["loss"] < history.train[0]["loss"]
     assert history.summary["checkpoints_averaged"] == [9, 12]
     samples = json.loads((finished / "samples.json").read_text())
-    assert [sample["task"] for sample in samples] == ["span3_15", "span12_50"]
+    assert [sample["task"] for sample in samples] == ["prefix_75", "span32_50"]
 
 
 def test_the_average_is_the_mean_of_the_checkpoints(finished):

@@ -92,30 +92,53 @@ def prepare_corpus(
     """
     with stage("corpus"):
         texts = open_corpus(corpus_config)
-        fingerprint = {split: files.fingerprint() for split, files in texts.items()}
     facts_path, home = run_dir / FACTS_FILE, run_dir / TOKENIZER_DIR
     made_for = [dataclasses.asdict(corpus_config), dataclasses.asdict(tokenizer_config)]
     made_for = json.loads(json.dumps(made_for))
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
     # Written last, the facts vouch for the tokenizer. Without them, or with those of other
     # settings that never came to train, it is made anew.
-    if facts.get("made_for") != made_for:
-        with stage("tokenizer"):
-            tokenizer = _make_tokenizer(tokenizer_config, texts["train"], home)
-        fingerprint["tokenizer"] = tokenizer.fingerprint
-        with stage("counting tokens"):
-            facts = {"made_for": made_for, "fingerprint": fingerprint, **_count(texts, tokenizer)}
-        write_atomically(facts_path, json.dumps(facts, indent=1))
-    else:
-        tokenizer = load_tokenizer(home)
-        fingerprint["tokenizer"] = tokenizer.fingerprint
-    changed = [name for name, value in fingerprint.items() if facts["fingerprint"][name] != value]
+    if facts.get("made_for") == made_for:
+        return _unchanged(texts, run_dir, facts)
+    with stage("tokenizer"):
+        tokenizer = _make_tokenizer(tokenizer_config, texts["train"], home)
+    with stage("counting tokens"):
+        facts = {
+            "made_for": made_for,
+            "fingerprint": _fingerprint(texts, tokenizer),
+            **_count(texts, tokenizer),
+        }
+    write_atomically(facts_path, json.dumps(facts, indent=1))
+    return Corpus(texts=texts, tokenizer=tokenizer, facts=facts)
+
+
+def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
+    """The corpus and tokenizer of a run that has prepared them; nothing is written.
+
+    Raises:
+        UserError: the run has none yet, or they changed since it began.
+    """
+    facts_path = run_dir / FACTS_FILE
+    if not facts_path.is_file():
+        raise UserError(f"{run_dir} has no {FACTS_FILE} yet: start its training first")
+    return _unchanged(open_corpus(config), run_dir, json.loads(facts_path.read_text()))
+
+
+def _unchanged(texts: dict[str, TextFiles], run_dir: Path, facts: dict[str, Any]) -> Corpus:
+    tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
+    kept, found = facts["fingerprint"], _fingerprint(texts, tokenizer)
+    changed = [name for name in found if found[name] != kept[name]]
     if changed:
         raise UserError(
-            f"{run_dir}: {' and '.join(changed)} changed since this run began ({facts_path} has "
-            "the fingerprints); restore what changed or use another --run_dir"
+            f"{run_dir}: {' and '.join(changed)} changed since this run began ({FACTS_FILE} has "
+            "the fingerprints); restore what changed or use another run directory"
         )
     return Corpus(texts=texts, tokenizer=tokenizer, facts=facts)
+
+
+def _fingerprint(texts: dict[str, TextFiles], tokenizer: Tokenizer) -> dict[str, str]:
+    files = {split: files.fingerprint() for split, files in texts.items()}
+    return {**files, "tokenizer": tokenizer.fingerprint}
 
 
 def row_stream(corpus: Corpus, split: str, config: DataConfig, rows: int) -> RowStream:

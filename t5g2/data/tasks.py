@@ -13,7 +13,6 @@ position in the stream, and each is as long as its sequence lengths allow, whate
 Decoder inputs start with bos: give seqio's feature converter `bos_id=2`.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5g2.data.corpus import FACTS_FILE, TOKENIZER_DIR, Corpus
+from t5g2.data.corpus import Corpus, reopen_corpus
 from t5g2.data.mixture import DataConfig, Mixture, Source, check_lengths
 from t5g2.data.sampling import key
-from t5g2.data.sources import TextFiles, open_corpus
-from t5g2.data.tokenizer import load_tokenizer
+from t5g2.data.sources import TextFiles
 from t5g2.data.ul2 import Denoiser, SpecialTokens, philox
 from t5g2.data.vocabularies import seqio_vocabulary
 from t5g2.errors import UserError
@@ -70,9 +68,9 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
     import seqio
 
     lengths = {"inputs": config.inputs_length, "targets": config.targets_length}
-    roots = {split: files.root for split, files in corpus.texts.items()}
+    documents = {split: (files.root, len(files)) for split, files in corpus.texts.items()}
     fingerprint, denoisers = corpus.facts["fingerprint"], config.made_denoisers()
-    definition = (fingerprint, roots, lengths, denoisers, mixture.special)
+    definition = (fingerprint, documents, lengths, denoisers, mixture.special)
     mixture_name = f"{name}_ul2"
     task_names = [f"{name}_{task.name.replace('/', '_')}" for task in mixture.tasks]
     if mixture_name in seqio.MixtureRegistry.names():
@@ -118,23 +116,9 @@ def register_run(run_dir: str | Path, name: str | None = None) -> str:
 
     run_dir = Path(run_dir)
     settings = run_settings(run_dir)
-    facts_path = run_dir / FACTS_FILE
-    if not facts_path.is_file():
-        raise UserError(f"{run_dir} has no {FACTS_FILE} yet: start its training first")
-    facts = json.loads(facts_path.read_text())
-    texts = open_corpus(settings.corpus)
-    tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
-    found = {split: files.fingerprint() for split, files in texts.items()}
-    found["tokenizer"] = tokenizer.fingerprint
-    changed = [part for part, value in found.items() if facts["fingerprint"][part] != value]
-    if changed:
-        raise UserError(
-            f"{run_dir}: {' and '.join(changed)} changed since this run began ({facts_path} has "
-            "the fingerprints); restore what changed"
-        )
     if name is None:
         name = re.sub(r"[^\w.:#]", "_", run_dir.resolve().name)
-    return register(name, Corpus(texts=texts, tokenizer=tokenizer, facts=facts), settings.data)
+    return register(name, reopen_corpus(settings.corpus, run_dir), settings.data)
 
 
 def _source(texts: Mapping[str, TextFiles]) -> "seqio.FunctionDataSource":

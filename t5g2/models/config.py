@@ -117,15 +117,15 @@ T5GEMMA2_4B = dataclasses.replace(
 )
 TINY = ModelConfig(
     vocab_size=4096,
-    hidden_size=128,
-    mlp_dim=512,
+    hidden_size=64,
+    mlp_dim=256,
     num_layers=6,
     num_heads=2,
     num_kv_heads=1,
-    head_dim=64,
+    head_dim=32,
     sliding_window=64,
-    query_pre_attn_scalar=64.0,
+    query_pre_attn_scalar=32.0,
     rope_factor_global=1.0,
     max_position_embeddings=2048,
-    initializer_range=0.088,  # about hidden_size**-0.5: scaled embeddings of unit size
+    initializer_range=0.125,
 )

@@ -318,6 +318,7 @@ def run(corpus, tmp_path) -> Path:
     shutil.copytree(corpus.tokenizer.path.parent.parent, run_dir)
     root = corpus.texts["train"].root
     bindings = [f"corpus.path={root}", "corpus.heldout_share=0.2", "data.inputs_length=300"]
+    bindings += ["corpus.split_bytes=None"]
     settings = read_settings(["configs/recipes/quickstart.gin"], bindings)
     (run_dir / "config.gin").write_text(settings.to_gin())
     return run_dir

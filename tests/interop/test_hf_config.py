@@ -164,7 +164,7 @@ def test_dropout_and_half_precision_are_logged(caplog):
 
 
 def test_a_model_that_transformers_cannot_build_is_not_exported():
-    with pytest.raises(UserError, match="hidden_size 126"):
-        to_hf_config(dataclasses.replace(TINY, hidden_size=126))
+    with pytest.raises(UserError, match="hidden_size 127"):
+        to_hf_config(dataclasses.replace(TINY, hidden_size=127))
     with pytest.raises(UserError, match=r"query_pre_attn_scalar 32\.5"):
         to_hf_config(dataclasses.replace(TINY, query_pre_attn_scalar=32.5))
