@@ -150,7 +150,9 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "meta" / "metadata"
     if not path.is_file() or not (checkpoint / "params").is_dir():
-        raise UserError(f"{checkpoint} is not a t5g2 checkpoint")
+        runs_own = checkpoint / CHECKPOINTS_DIR
+        hint = f": it is a run; its checkpoints are in {runs_own}" if runs_own.is_dir() else ""
+        raise UserError(f"{checkpoint} is not a t5g2 checkpoint{hint}")
     meta = json.loads(path.read_text())
     if meta["format"] > FORMAT:
         raise UserError(
