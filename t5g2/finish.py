@@ -1,15 +1,20 @@
 """What a run leaves behind: averaged weights, their export, infillings, figures, the report."""
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from t5g2.checkpoints.average import write_average
 from t5g2.checkpoints.store import CheckpointStore
 from t5g2.data.corpus import Corpus
+from t5g2.data.mixture import TokenSource
 from t5g2.data.sampling import TaskChoice, permute
 from t5g2.data.ul2 import Example, philox
 from t5g2.evaluation import HeldOut
@@ -110,12 +115,11 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
     tasks, documents = mixture.tasks, mixture.sources[0].documents
     length = settings.finish.sample_tokens
     seed, choose = settings.data.seed, TaskChoice(mixture.rates, settings.data.seed)
+    passages = itertools.islice(_passages(documents, length, seed), settings.finish.samples)
     examples: list[tuple[str, Example]] = []
-    for i in range(len(documents)):
-        passage = documents[permute(i, len(documents), seed)][:length]
-        if len(passage) == length and len(examples) < settings.finish.samples:
-            task = tasks[choose(0, len(examples))]
-            examples.append((task.name, task.denoiser(passage, philox(seed, i), mixture.special)))
+    for i, passage in enumerate(passages):
+        task = tasks[choose(0, i)]
+        examples.append((task.name, task.denoiser(passage, philox(seed, i), mixture.special)))
     if not examples:
         return []
     longest = max(len(example.targets) for _, example in examples)
@@ -129,3 +133,18 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
         }
         for (name, example), ids in zip(examples, made, strict=True)
     ]
+
+
+def _passages(
+    documents: TokenSource, length: int, seed: int
+) -> Iterator[Int[np.ndarray, " length"]]:
+    """Stretches of `length` tokens: each document's first, in random order, then the second ones."""
+    for start in itertools.count(0, length):
+        found = False
+        for i in range(len(documents)):
+            passage = documents[permute(i, len(documents), seed)][start : start + length]
+            if len(passage) == length:
+                found = True
+                yield passage
+        if not found:
+            return

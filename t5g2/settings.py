@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class TrainConfig:
         accumulation: microbatches that a batch is split into, one after the other.
         log_every: steps between two records in the metrics log.
         seed: of the initial parameters.
+        init_from: checkpoint, or Hugging Face directory of T5Gemma 2, whose parameters the run
+            starts from, and whose tokenizer it takes if `tokenizer.path` is None; None: random.
     """
 
     total_steps: int
@@ -39,6 +41,7 @@ class TrainConfig:
     accumulation: int = 1
     log_every: int = 10
     seed: int = 0
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "rows", "accumulation", "log_every"):
@@ -79,7 +82,7 @@ class FinishConfig:
     average_last: int = 5
     export: bool = True
     samples: int = 6
-    sample_tokens: int = 96
+    sample_tokens: int = 160
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +152,16 @@ def read_settings(
 def from_json(saved: dict[str, Any]) -> Settings:
     """Settings from what `Settings.to_json` wrote."""
     return Settings(**config.from_json_dict(SECTIONS, saved))
+
+
+def model_to_json(model: ModelConfig) -> dict[str, Any]:
+    """A model's hyperparameters as a checkpoint's metadata hold them."""
+    return config.to_json_dict({"model": model})["model"]
+
+
+def model_of(meta: Mapping[str, Any]) -> ModelConfig:
+    """The model that a checkpoint's metadata name."""
+    return config.from_json_dict({"model": ModelConfig}, {"model": meta["model"]})["model"]
 
 
 def overridden(settings: Settings, bindings: Sequence[str]) -> Settings:
