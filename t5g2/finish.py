@@ -138,7 +138,7 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
 def _passages(
     documents: TokenSource, length: int, seed: int
 ) -> Iterator[Int[np.ndarray, " length"]]:
-    """Stretches of `length` tokens: each document's first, in random order, then the second ones."""
+    """Stretches of `length` tokens: the first of each document, then the second, and so on."""
     for start in itertools.count(0, length):
         found = False
         for i in range(len(documents)):
