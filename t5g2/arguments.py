@@ -45,6 +45,25 @@ def train(parser: argparse.ArgumentParser) -> None:
     add_gin_arguments(parser)
 
 
+def import_weights(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 import`."""
+    parser.add_argument(
+        "directory", metavar="HF_DIR", help="Hugging Face directory of T5Gemma 2 or Gemma 3"
+    )
+    _out(parser, "new checkpoint directory")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="*.model, tokenizer.json, or directory with one (default: HF_DIR)",
+    )
+    parser.add_argument(
+        "--rope_factor_global",
+        type=float,
+        metavar="FACTOR",
+        help="linear position interpolation of global layers (default: the source's own)",
+    )
+
+
 def evaluate(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `t5g2 evaluate`."""
     _checkpoint(parser)

@@ -33,6 +33,11 @@ JOBS = {
     "train": Job(
         "t5g2.train", "pretrain a model, or resume the run of a run directory", arguments.train
     ),
+    "import": Job(
+        "t5g2.import_weights",
+        "turn a Hugging Face directory of T5Gemma 2 or Gemma 3 into a checkpoint",
+        arguments.import_weights,
+    ),
     "evaluate": Job(
         "t5g2.evaluate", "held-out loss of a checkpoint, per denoiser", arguments.evaluate
     ),

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     pretrained = load(Path(args.checkpoint))
     if args.gin_file:
         chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    elif pretrained.meta:
+    elif "settings" in pretrained.meta:
         own = settings.from_json(pretrained.meta["settings"])
         chosen = settings.overridden(own, args.gin_bindings)
     else:

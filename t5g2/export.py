@@ -26,7 +26,7 @@ def export_checkpoint(checkpoint: Path, out: Path, dtype: WeightDtype = "float32
         UserError: `checkpoint` is none, or `out` is taken.
     """
     meta = read_meta(checkpoint)
-    config = settings.from_json(meta["settings"]).model
+    config = settings.model_of(meta)
     with new_directory(out) as partial:
         export_hf(read_arrays(checkpoint / "params"), config, partial, dtype=dtype)
         export_tokenizer(load_tokenizer(checkpoint / meta["tokenizer"]), partial)

@@ -88,7 +88,7 @@ def _checkpoint(args: argparse.Namespace) -> str:
         "step": meta["step"],
         "tokens": f"{meta['tokens']:,} ({meta['target_tokens']:,} targets)",
         "averaged steps": ", ".join(map(str, meta.get("averaged_steps", []))) or "none",
-        "configuration": meta["config_hash"],
+        "configuration": meta.get("config_hash") or f"none: imported from {meta['imported_from']}",
         "data digest": f"{meta['digest']:08x}",
         "resumable": "yes" if (checkpoint / "optimizer").is_dir() else "no: parameters alone",
         "written by": ", ".join(f"{name} {v}" for name, v in meta["versions"].items()),

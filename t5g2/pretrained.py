@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from t5g2 import settings
 from t5g2.checkpoints.store import read_arrays, read_meta
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
-from t5g2.interop.hf import load_hf
+from t5g2.interop.hf import load_hf_params, read_hf_config
+from t5g2.interop.hf_config import from_hf_config
 from t5g2.models import generation
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import from_parameters
@@ -150,6 +151,47 @@ def _right_padded(
     return ids, mask
 
 
+class Description(NamedTuple):
+    """What a checkpoint or Hugging Face directory says of itself, without its parameters.
+
+    Attributes:
+        config: its hyperparameters.
+        tokenizer: the file or directory of its tokenizer.
+        meta: a checkpoint's metadata; empty for a Hugging Face directory.
+    """
+
+    config: ModelConfig
+    tokenizer: Path
+    meta: dict[str, Any]
+
+
+def describe(path: Path) -> Description:
+    """Describes a t5g2 checkpoint or a Hugging Face directory of T5Gemma 2.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory")
+    if _is_hf(path):
+        return Description(from_hf_config(read_hf_config(path)), path, {})
+    meta = read_meta(path)
+    return Description(settings.model_of(meta), path / meta["tokenizer"], meta)
+
+
+def read_params(path: Path, config: ModelConfig) -> Any:
+    """The parameters, numpy arrays as by `parameter_tree`, of what `describe` describes.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    return load_hf_params(path, config) if _is_hf(path) else read_arrays(path / "params")
+
+
+def _is_hf(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
 def load(path: str | Path) -> Pretrained:
     """Loads a t5g2 checkpoint or a Hugging Face directory of T5Gemma 2, tokenizer included.
 
@@ -157,12 +199,5 @@ def load(path: str | Path) -> Pretrained:
         UserError: it is neither, or it is damaged.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory")
-    if (path / "config.json").is_file():
-        config, params = load_hf(path)
-        return Pretrained(config, params, load_tokenizer(path), {})
-    meta = read_meta(path)
-    config = settings.from_json(meta["settings"]).model
-    tokenizer = load_tokenizer(path / meta["tokenizer"])
-    return Pretrained(config, read_arrays(path / "params"), tokenizer, meta)
+    config, tokenizer, meta = describe(path)
+    return Pretrained(config, read_params(path, config), load_tokenizer(tokenizer), meta)

@@ -1,29 +1,42 @@
 """The pretraining job: `t5g2 train`. It goes on where the run's last checkpoint stands."""
 
 import argparse
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from t5g2.checkpoints.store import CHECKPOINTS_DIR, CheckpointStore, read_meta
-from t5g2.data.corpus import FACTS_FILE, TOKENIZER_DIR, Corpus, prepare_corpus, row_stream
+from t5g2.checkpoints.store import (
+    CHECKPOINTS_DIR,
+    CheckpointStore,
+    has_checkpoint,
+    package_versions,
+    read_meta,
+)
+from t5g2.data.corpus import (
+    FACTS_FILE,
+    TOKENIZER_DIR,
+    Corpus,
+    prepare_corpus,
+    reopen_corpus,
+    row_stream,
+)
 from t5g2.data.loader import RowBatches
 from t5g2.errors import UserError
 from t5g2.evaluation import HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
+from t5g2.initialization import make_first_state, starting_tokenizer
 from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
 from t5g2.reporting.metrics_log import MetricsLog
 from t5g2.reporting.progress import Progress
-from t5g2.settings import CONFIG_FILE, Settings, check_same_run, read_settings
+from t5g2.settings import CONFIG_FILE, Settings, check_same_run, model_to_json, read_settings
 from t5g2.signals import StopRequest
 from t5g2.training.metrics import Meter, Totals
 from t5g2.training.optimizer import make_optimizer
 from t5g2.training.schedule import make_schedule, warmup_steps
-from t5g2.training.state import make_initial_state, state_shardings
+from t5g2.training.state import state_shardings
 from t5g2.training.step import compile_train_step, jit_eval_step
 
 
@@ -57,7 +70,7 @@ def train(settings: Settings, run_dir: Path) -> int:
 
     with Progress(total) as progress:
         # ---- Data
-        corpus = prepare_corpus(settings.corpus, settings.tokenizer, run_dir, progress.stage)
+        corpus = _corpus(settings, run_dir, progress)
         rows, heldout_rows = (
             row_stream(corpus, "train", settings.data, settings.train.rows),
             row_stream(corpus, "heldout", settings.data, settings.train.rows),
@@ -99,16 +112,14 @@ def train(settings: Settings, run_dir: Path) -> int:
                     totals = Totals.of(read_meta(store.path(step)))
             else:
                 with progress.stage("initialising"):
-                    state = make_initial_state(
-                        settings.model, optimizer, shardings, settings.train.seed
-                    )
+                    state = make_first_state(settings, optimizer, shardings)
                     cursors, totals = rows.start(), Totals()
             facts = {
                 "total_steps": total,
                 "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "config_hash": settings.hash(),
-                "versions": _versions(),
+                "versions": package_versions(),
                 "unigram_entropy": corpus.facts["unigram_entropy"],
                 "corpus": corpus.counts(),
                 "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
@@ -187,6 +198,18 @@ def _check_run_dir(run_dir: Path) -> None:
         raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
 
 
+def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> Corpus:
+    """A new run's corpus and tokenizer, made; those of a run with checkpoints, as they are."""
+    if has_checkpoint(run_dir / CHECKPOINTS_DIR):
+        # What the run started from may be gone by now.
+        with progress.stage("corpus"):
+            return reopen_corpus(settings.corpus, run_dir)
+    tokenizer = starting_tokenizer(settings)
+    if tokenizer != settings.tokenizer:
+        progress.message(f"tokenizer: that of train.init_from, {tokenizer.path}")
+    return prepare_corpus(settings.corpus, tokenizer, run_dir, progress.stage)
+
+
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:
     vocab_size = corpus.tokenizer.vocab_size
     if vocab_size > settings.model.vocab_size:
@@ -206,13 +229,9 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
 def _checkpoint_meta(settings: Settings, totals: Totals) -> dict[str, Any]:
     return {
         **totals._asdict(),
+        "model": model_to_json(settings.model),
         "settings": settings.to_json(),
         "config_hash": settings.hash(),
         "tokenizer": f"../../{TOKENIZER_DIR}",
-        "versions": _versions(),
+        "versions": package_versions(),
     }
-
-
-def _versions() -> dict[str, str]:
-    names = ("t5g2", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}

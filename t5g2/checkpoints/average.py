@@ -29,7 +29,7 @@ def average(checkpoints: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
         raise UserError("no checkpoints to average")
     metas = [read_meta(path) for path in checkpoints]
     for path, meta in zip(checkpoints, metas, strict=True):
-        if meta["settings"]["model"] != metas[0]["settings"]["model"]:
+        if meta["model"] != metas[0]["model"]:
             raise UserError(f"{path} and {checkpoints[0]} hold different models: cannot average")
     total: Any = None
     # In the order of steps, whichever order they are named in: float sums depend on it.

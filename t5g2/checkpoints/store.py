@@ -5,6 +5,7 @@ hold `optimizer/` and `data/`.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -114,6 +115,17 @@ class CheckpointStore:
         return state, np.asarray(read_arrays(self.path(step) / "data")["cursors"], np.int32)
 
 
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a run's directory of checkpoints holds a finished one; nothing is opened."""
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
+def package_versions() -> dict[str, str]:
+    """The versions, for a checkpoint's metadata, of the packages that wrote it."""
+    names = ("t5g2", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state}
 
@@ -143,7 +155,11 @@ def array_shapes(item: Path) -> list[tuple[str, tuple[int, ...], int]]:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: format, step, settings, tokenizer and more.
+    """What a checkpoint says of itself.
+
+    Every checkpoint has `format`, `step`, `model` (`t5g2.settings.model_of` reads it), `tokenizer`
+    (where it is, from the checkpoint), `versions` and the run's `Totals`; one that a run made also
+    `settings` and `config_hash`, an imported one `imported_from`, an average `averaged_steps`.
 
     Raises:
         UserError: it is no checkpoint, or one of a newer format.
@@ -158,6 +174,8 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"{checkpoint} has checkpoint format {meta['format']}; this t5g2 reads up to {FORMAT}"
         )
+    if "model" not in meta:  # Written before checkpoints could come from anything but a run.
+        meta["model"] = meta["settings"]["model"]
     return meta
 
 

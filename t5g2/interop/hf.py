@@ -3,12 +3,13 @@
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Float
 
 from t5g2.errors import UserError
 from t5g2.files import new_directory
@@ -93,27 +94,59 @@ def load_hf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """
     path = Path(path)
     config = from_hf_config(read_hf_config(path))
+    return config, load_hf_params(path, config)
+
+
+def load_hf_params(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """The parameters of `load_hf`, of a directory whose configuration is known already."""
     stored = {canonical(key): tensor for key, tensor in open_weights(path).items()}
     vision = {key for key in stored if key.startswith(VISION_PREFIXES)}
     placeholders = minimal_vision_shapes(config)
     skipped = [key for key in vision if stored[key].shape != placeholders.get(key)]
     if skipped:
         logger.warning("%s: %d tensors of the image side are skipped", path, len(skipped))
+    text = {key: stored[key] for key in stored if key not in vision}
+    params = read_parameters(path, config, NAMES, text, TIED)
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def read_parameters(
+    path: Path,
+    config: ModelConfig,
+    names: Sequence[Name],
+    stored: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Reads the parameters that `names` says where to find; several may be of one tensor.
+
+    Args:
+        path: the directory, for messages.
+        config: the model.
+        names: the parameters and their tensors.
+        stored: the tensors that there are.
+        tied: of those, the ones that need not be there, and the tensors they must equal.
+
+    Returns:
+        Parameter path to array, float32.
+
+    Raises:
+        UserError: naming every tensor that is missing, unknown or of another shape or kind.
+    """
     shapes = _shapes(config)
     expected = {
         key: name.disk_shape(_one(shapes[name.path], layer))
-        for name in NAMES
+        for name in names
         for layer, key in name.keys(config)
     }
-    _check(path, expected, {key: stored[key] for key in stored if key not in vision})
+    _check(path, expected, stored, tied)
     params = {}
-    for name in NAMES:
+    for name in names:
         array = np.empty(shapes[name.path], np.float32)
         for layer, key in name.keys(config):
             target = array if layer is None else array[layer]
             target[...] = name.from_disk(stored[key].read(), target.shape)
         params[name.path] = array
-    return config, traverse_util.unflatten_dict(params, sep="/")
+    return params
 
 
 def read_hf_config(path: Path) -> dict[str, Any]:
@@ -134,10 +167,15 @@ def read_hf_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check(path: Path, expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor]) -> None:
+def _check(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, Tensor],
+    ties: Mapping[str, str],
+) -> None:
     """Raises one UserError that names everything wrong with the text tensors in a directory."""
     present = {key: tensor for key, tensor in stored.items() if key in expected}
-    tied = {key: TIED[key] for key in stored if key in TIED}
+    tied = {key: ties[key] for key in stored if key in ties}
     faults = {
         "missing": [key for key in expected if key not in present],
         "unexpected": [key for key in stored if key not in expected and key not in tied],

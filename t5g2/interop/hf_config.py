@@ -182,7 +182,8 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     if config.get("model_type") != "t5gemma2":
         raise UserError(
-            f"config.json: model_type is {config.get('model_type')!r}; t5g2 reads 't5gemma2'"
+            f"config.json: model_type is {config.get('model_type')!r}; t5g2 reads 't5gemma2', and "
+            "`t5g2 import` turns 'gemma3_text' and 'gemma3' into it"
         )
     encoder = config.get("encoder") or {}
     decoder = {**TEXT_DEFAULTS, **(config.get("decoder") or {})}
@@ -193,8 +194,22 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
             "config.json: encoder and decoder must have the same shape, but differ in "
             + ", ".join(f"{name} ({text[name]} and {decoder[name]})" for name in differing)
         )
+    return text_model(config, decoder, encoder.get("eoi_token_index", 256_000))
+
+
+def text_model(config: Mapping[str, Any], text: Mapping[str, Any], eoi_id: int) -> ModelConfig:
+    """The model whose layers `text` describes: T5Gemma 2's, or Gemma 3's, which are the same.
+
+    Args:
+        config: the whole `config.json`.
+        text: its settings of the text layers, on top of `TEXT_DEFAULTS`.
+        eoi_id: the end-of-image token.
+
+    Raises:
+        UserError: a setting that t5g2 does not have.
+    """
     _refuse_unsupported(config, text)
-    factor, theta_global, theta_local = _rope(decoder)
+    factor, theta_global, theta_local = _rope(text)
     try:
         return ModelConfig(
             vocab_size=_whole(text, "vocab_size"),
@@ -217,7 +232,7 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
             pad_id=_whole(text, "pad_token_id"),
             eos_id=_first_eos(text),
             bos_id=_whole(text, "bos_token_id"),
-            eoi_id=encoder.get("eoi_token_index", 256_000),
+            eoi_id=eoi_id,
             dtype=_compute_dtype(config),
         )
     except ValueError as error:

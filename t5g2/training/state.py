@@ -54,6 +54,16 @@ def state_shardings(
     return shapes, TrainState(step, params, opt_state)
 
 
+def make_state_from(
+    params: Any, optimizer: optax.GradientTransformation, shardings: Any
+) -> TrainState:
+    """Step 0 with given parameters (numpy, structured as by `parameter_tree`), fresh optimizer."""
+    placed = jax.device_put(params, shardings.params)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    return jax.block_until_ready(TrainState(step, placed, opt_state))
+
+
 def make_initial_state(
     config: ModelConfig, optimizer: optax.GradientTransformation, shardings: Any, seed: int
 ) -> TrainState:

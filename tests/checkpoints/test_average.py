@@ -11,7 +11,7 @@ from t5g2.errors import UserError
 def write(path, step, value, model="one"):
     path.mkdir(parents=True)
     params = {"a": np.full((2, 3), value, np.float32), "b": {"c": np.float32([value, -value])}}
-    meta = {"step": step, "settings": {"model": model}, "tokenizer": "../tokenizer"}
+    meta = {"step": step, "model": model, "tokenizer": "../tokenizer"}
     write_parameters(path, params, meta)
     return path
 
@@ -46,6 +46,12 @@ def test_different_models_are_not_averaged(checkpoints, tmp_path):
     with pytest.raises(UserError, match="different models"):
         write_average([*checkpoints, other], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_names_its_model_only_in_its_settings_is_read(checkpoints):
+    metadata = checkpoints[0] / "meta" / "metadata"
+    metadata.write_text(metadata.read_text().replace('"model": "one"', '"settings": {"model": 1}'))
+    assert read_meta(checkpoints[0])["model"] == 1
 
 
 def test_a_newer_format_and_what_is_no_checkpoint_are_refused_by_name(checkpoints, tmp_path):

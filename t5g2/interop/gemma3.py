@@ -1,0 +1,142 @@
+"""Gemma 3 as the start of a T5Gemma 2 (arXiv:2512.14856, section 2).
+
+Every Gemma layer is copied into encoder and decoder. Merged attention has no weights of its own,
+so nothing but the end-of-image embedding is new, and the function is kept: the decoder that sees
+no encoder, and the encoder under a causal mask, compute what Gemma 3 computes.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Float
+
+from t5g2.errors import UserError
+from t5g2.interop.hf import read_hf_config, read_parameters
+from t5g2.interop.hf_config import TEXT_DEFAULTS, text_model
+from t5g2.interop.names import NAMES as T5GEMMA2_NAMES
+from t5g2.interop.names import Name
+from t5g2.interop.weights import Tensor, open_weights
+from t5g2.models.config import ModelConfig
+
+MODEL_TYPES = ("gemma3_text", "gemma3")
+
+# Multimodal Gemma 3 has these rows; those beyond T5Gemma 2's stand for images.
+_MULTIMODAL_ROWS, _ROWS = 262_208, 262_144
+
+_TABLE = "model.embed_tokens.weight"
+_TIED = {"lm_head.weight": _TABLE}
+_EOI = "embedder/eoi_embedding"
+
+# Of T5Gemma 2's and of Gemma 3's names on disk.
+_RENAMED = (
+    ("model.encoder.", "model."),
+    ("model.decoder.", "model."),
+    (".pre_self_attn_layernorm.", ".input_layernorm."),
+    (".post_self_attn_layernorm.", ".post_attention_layernorm."),
+)
+# Of a multimodal directory (before transformers 5, and since) and of a text-only one.
+_PREFIXES = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+_VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.")
+
+logger = logging.getLogger(__name__)
+
+
+def _gemma_key(key: str) -> str:
+    for t5gemma2, gemma3 in _RENAMED:
+        key = key.replace(t5gemma2, gemma3)
+    return key
+
+
+# Each of Gemma's tensors stands twice here, once for the encoder and once for the decoder.
+NAMES: tuple[Name, ...] = tuple(
+    dataclasses.replace(name, key=_gemma_key(name.key))
+    for name in T5GEMMA2_NAMES
+    if name.path != _EOI
+)
+
+
+def from_gemma3_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The T5Gemma 2 that a Gemma 3 of this `config.json` becomes; its RoPE is Gemma's own.
+
+    Raises:
+        UserError: another model type, or a setting that t5g2 does not have.
+    """
+    text = _text(config)
+    if text.get("use_bidirectional_attention"):
+        raise UserError(
+            "config.json: use_bidirectional_attention is true; t5g2 imports causal models only"
+        )
+    model = text_model(config, text, config.get("eoi_token_index", 256_000))
+    rows = _ROWS if model.vocab_size == _MULTIMODAL_ROWS else model.vocab_size
+    return dataclasses.replace(model, vocab_size=rows)
+
+
+def load_gemma3(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads a Gemma 3 directory, text-only or multimodal, as a T5Gemma 2.
+
+    Tensors of the image side are skipped, and a logged line says how many.
+
+    Returns:
+        The configuration, and the parameters (numpy, float32) structured as by `parameter_tree`.
+
+    Raises:
+        UserError: as `t5g2.interop.hf.load_hf`.
+    """
+    content = read_hf_config(path)
+    config = from_gemma3_config(content)
+    stored = {_canonical(key): tensor for key, tensor in open_weights(path).items()}
+    text = {key: stored[key] for key in stored if not key.startswith(_VISION_PREFIXES)}
+    if len(text) < len(stored):
+        logger.warning(
+            "%s: %d tensors of the image side are skipped", path, len(stored) - len(text)
+        )
+    rows = _text(content)["vocab_size"]
+    for key in (_TABLE, *_TIED):
+        if key in text and text[key].shape[:1] == (rows,):
+            text[key] = _first_rows(text[key], config.vocab_size)
+    params = read_parameters(path, config, NAMES, text, _TIED)
+    params[_EOI] = _eoi_embedding(params["embedder/table"], config)
+    return config, traverse_util.unflatten_dict(params, sep="/")
+
+
+def _text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the text layers, defaults (those of T5Gemma 2) included."""
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(f"config.json: model_type is {kind!r}, not one of {', '.join(MODEL_TYPES)}")
+    return {
+        **TEXT_DEFAULTS,
+        **(config if kind == "gemma3_text" else config.get("text_config") or {}),
+    }
+
+
+def _canonical(key: str) -> str:
+    for prefix, canonical in _PREFIXES:
+        if key.startswith(prefix):
+            return canonical + key.removeprefix(prefix)
+    return key
+
+
+def _first_rows(tensor: Tensor, rows: int) -> Tensor:
+    return Tensor((rows, *tensor.shape[1:]), lambda: tensor.read()[:rows], tensor.kind)
+
+
+def _eoi_embedding(table: Float[np.ndarray, "V D"], config: ModelConfig) -> Float[np.ndarray, " D"]:
+    """What Gemma 3, which has no embedding of its own for it, embeds the end of an image as."""
+    if config.eoi_id >= len(table):
+        return np.zeros(table.shape[1:], np.float32)
+    # As `Embedder` scales all other tokens, rounding included.
+    scale = jnp.asarray(config.hidden_size**0.5, config.dtype)
+    return table[config.eoi_id] * np.float32(scale)

@@ -1,0 +1,75 @@
+"""Random Gemma 3 models of transformers, text-only and multimodal."""
+
+import reference  # noqa: F401 - keeps transformers offline and quiet
+import torch
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+)
+
+WINDOW = 8
+
+
+def text_settings(*, vocabulary=131, factor=None, layers=4, period=3, width=32):
+    """A tiny Gemma 3's text settings; `factor` None leaves RoPE unscaled, as 270M and 1B do."""
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    if factor is not None:
+        rope |= {"rope_type": "linear", "factor": factor}
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 24,
+        "max_position_embeddings": 512,
+        "layer_types": [
+            "sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)
+        ],
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    }
+
+
+def _randomised(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.3 if "norm" in name else 0.1)
+    return model.eval()
+
+
+def random_text_model(seed, **settings):
+    """A Gemma3ForCausalLM whose every parameter is random."""
+    torch.manual_seed(seed)
+    return _randomised(Gemma3ForCausalLM(Gemma3TextConfig(**text_settings(**settings))))
+
+
+def random_multimodal_model(seed, *, eoi=11, **settings):
+    """A Gemma3ForConditionalGeneration with a least vision tower, every parameter random."""
+    torch.manual_seed(seed)
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 8,
+        "patch_size": 4,
+        "vision_use_head": False,
+    }
+    config = Gemma3Config(
+        text_config=text_settings(**settings),
+        vision_config=vision,
+        mm_tokens_per_image=1,
+        eoi_token_index=eoi,
+        boi_token_index=10,
+        image_token_index=12,
+    )
+    return _randomised(Gemma3ForConditionalGeneration(config))
