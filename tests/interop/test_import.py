@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import reference
 import torch
+from runs import write_corpus, write_recipe
 from safetensors.torch import load_file
 
 import t5g2
-from runs import write_corpus, write_recipe
 from t5g2 import cli, settings
 from t5g2.checkpoints.store import read_arrays, read_meta
 from t5g2.data.corpus import reopen_corpus, row_stream
