@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from runs import write_corpus, write_recipe
+from small_run import write_corpus, write_recipe
 
 import t5g2
 from t5g2 import cli, settings

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import write_corpus, write_recipe
+from small_run import write_corpus, write_recipe
 
 import t5g2
 from t5g2 import cli

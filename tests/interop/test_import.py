@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from runs import write_corpus, write_recipe
 from safetensors.torch import load_file
+from small_run import write_corpus, write_recipe
 
 import t5g2
 from t5g2 import cli, settings
