@@ -12,6 +12,8 @@ def run(args: argparse.Namespace) -> int:
     """Generates for each `--text`, and prints as it goes."""
     if args.temperature == 0 and (args.top_k is not None or args.top_p is not None):
         raise UserError("--top_k and --top_p sample: give --temperature above 0 as well")
+    if args.image is not None:
+        raise UserError("--image: models here read text alone, they have no vision tower")
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )

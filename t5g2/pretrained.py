@@ -47,8 +47,14 @@ class Pretrained:
         input_ids: Int[Array, "B S"],
         decoder_input_ids: Int[Array, "B T"],
         attention_mask: Int[Array, "B S"] | None = None,
+        pixel_values: Float[Array, "images 3 height width"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits, float32 [B, T, V], of encoder tokens and (shifted) decoder tokens."""
+        """Logits, float32 [B, T, V], of encoder tokens and (shifted) decoder tokens.
+
+        Raises:
+            UserError: `pixel_values` are given; models here have no vision tower.
+        """
+        _refuse_images(pixel_values)
         return _logits(self.model, input_ids, decoder_input_ids, attention_mask)
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
@@ -98,6 +104,7 @@ class Pretrained:
     def generate(
         self,
         text: str,
+        image: str | Path | None = None,
         max_new_tokens: int = 64,
         sampling: generation.Sampling = generation.GREEDY,
     ) -> str:
@@ -105,7 +112,11 @@ class Pretrained:
 
         Returns:
             The continuation; of a text with sentinels, each sentinel followed by what fills it.
+
+        Raises:
+            UserError: an image is given; models here have no vision tower.
         """
+        _refuse_images(image)
         (ids,) = self.generate_ids([self.encode(text)], max_new_tokens, sampling)
         return self.decode(text, ids)
 
@@ -135,6 +146,13 @@ class Pretrained:
         """Generated tokens as text; sentinels are shown if the prompt has some."""
         skip = re.search(r"<sentinel_\d+>", prompt) is None
         return self.tokenizer.decode(ids, skip_special=skip)
+
+
+def _refuse_images(given: object) -> None:
+    if given is not None:
+        raise UserError(
+            "an image was given, but this model reads text alone: it has no vision tower"
+        )
 
 
 _logits = nnx.jit(lambda model, *arguments: model(*arguments))

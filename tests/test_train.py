@@ -16,6 +16,7 @@ from small_run import write_corpus, write_recipe
 import t5g2
 from t5g2 import cli
 from t5g2.checkpoints.store import read_arrays
+from t5g2.errors import UserError
 from t5g2.reporting.metrics_log import read_metrics
 
 
@@ -272,4 +273,12 @@ def test_the_jobs_after_training_refuse_what_cannot_work(finished, tmp_path, cap
     assert "has 32 sentinels" in refused(
         "generate", "--checkpoint", averaged, "--text", "<sentinel_99>"
     )
+    assert "read text alone" in refused(
+        "generate", "--checkpoint", averaged, "--text", "x", "--image", taken / "file"
+    )
+    model = t5g2.load(averaged)
+    with pytest.raises(UserError, match="no vision tower"):
+        model.generate("x", image="photo.png")
+    with pytest.raises(UserError, match="no vision tower"):
+        model.logits(np.ones((1, 2), int), np.ones((1, 2), int), pixel_values=np.ones(1))
     assert not new.exists()
