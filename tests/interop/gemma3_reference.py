@@ -1,7 +1,7 @@
 """Random Gemma 3 models of transformers, text-only and multimodal."""
 
-import reference  # noqa: F401 - keeps transformers offline and quiet
 import torch
+from reference import LEAST_VISION  # it also keeps transformers offline and quiet
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -54,19 +54,9 @@ def random_text_model(seed, **settings):
 def random_multimodal_model(seed, *, eoi=11, **settings):
     """A Gemma3ForConditionalGeneration with a least vision tower, every parameter random."""
     torch.manual_seed(seed)
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "image_size": 8,
-        "patch_size": 4,
-        "vision_use_head": False,
-    }
     config = Gemma3Config(
         text_config=text_settings(**settings),
-        vision_config=vision,
+        vision_config=dict(LEAST_VISION),
         mm_tokens_per_image=1,
         eoi_token_index=eoi,
         boi_token_index=10,

@@ -15,6 +15,18 @@ torch.set_num_threads(1)
 
 VOCABULARY, EOI, PAD, IGNORED = 131, 11, 0, -100
 
+# transformers always builds a vision tower: the least one.
+LEAST_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 8,
+    "patch_size": 4,
+    "vision_use_head": False,
+}
+
 
 def hf_config(
     *, heads=4, kv_heads=1, window=8, period=3, layers=4, softcap=None, factor=8.0, width=64
@@ -40,19 +52,9 @@ def hf_config(
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     }
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "image_size": 8,
-        "patch_size": 4,
-        "vision_use_head": False,
-    }
     encoder = {
         "text_config": text,
-        "vision_config": vision,
+        "vision_config": dict(LEAST_VISION),
         "mm_tokens_per_image": 1,
         "boi_token_index": 10,
         "eoi_token_index": EOI,
