@@ -301,6 +301,8 @@ class _Reader:
         value = self._resolve(binding)
         try:
             return coerce(value, annotation)
+        except ValueError as error:
+            raise UserError(f"{binding.origin}: {section}.{setting}: {_one_line(error)}") from error
         except MismatchError:
             note = ""
             if isinstance(macro := binding.value, _Macro):

@@ -22,7 +22,7 @@ def final_settings(value: Any) -> dict[str, Any]:
     settings = {}
     for name, annotation in setting_types(type(value)).items():
         try:
-            settings[name] = coerce(getattr(value, name), annotation)
+            settings[name] = _unmade(coerce(getattr(value, name), annotation))
         except MismatchError:
             raise TypeError(
                 f"{type(value).__name__}.{name} = {getattr(value, name)!r} is not "
@@ -31,19 +31,25 @@ def final_settings(value: Any) -> dict[str, Any]:
     return settings
 
 
+def _unmade(value: Any) -> Any:
+    """A value as gin and JSON write it: a dataclass as the dict of its settings."""
+    return final_settings(value) if dataclasses.is_dataclass(value) else value
+
+
 def coerce(value: Any, annotation: Any) -> Any:
     """Checks a value against an annotation.
 
     Args:
         value: As gin or JSON reads it.
         annotation: bool, int, float (no NaN), str, None, Any, Literal, or a tuple, list, Sequence,
-            dict, Mapping (keys str) or union of such.
+            dict, Mapping (keys str), a dataclass (a dict of its settings is made one) or union.
 
     Returns:
         The value; an int becomes a float and a list a tuple where the annotation asks for it.
 
     Raises:
         MismatchError: The value does not fit.
+        ValueError: A dataclass refused its settings.
         TypeError: The annotation is none of these.
     """
     kind, arguments = get_origin(annotation) or annotation, get_args(annotation)
@@ -77,6 +83,8 @@ def coerce(value: Any, annotation: Any) -> Any:
             raise MismatchError
         member = arguments[1] if arguments else Any
         return {coerce(key, str): coerce(item, member) for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _made(value, kind)
     if kind is types.NoneType and value is None:
         return None
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -94,6 +102,16 @@ def coerce(value: Any, annotation: Any) -> Any:
     if kind in (types.NoneType, float, bool, int, str):
         raise MismatchError
     raise TypeError(f"settings annotated {annotation} are not supported in a gin section")
+
+
+def _made(value: Any, cls: Any) -> Any:
+    """The dataclass `cls` from a dict of its settings."""
+    if isinstance(value, cls):
+        return value
+    annotations = setting_types(cls)
+    if not isinstance(value, Mapping) or not value.keys() <= annotations.keys():
+        raise MismatchError
+    return cls(**{name: coerce(item, annotations[name]) for name, item in value.items()})
 
 
 def plain(value: Any) -> Any:
@@ -127,6 +145,8 @@ def described(annotation: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(annotation)))
     if annotation is types.NoneType:
         return "None"
+    if dataclasses.is_dataclass(annotation):
+        return f"a dict of {', '.join(field.name for field in dataclasses.fields(annotation))}"
     if get_origin(annotation) is None and isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")

@@ -94,3 +94,28 @@ def attention(
     logits = jnp.where(mask, logits * scale, jnp.finfo(jnp.float32).min)
     weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0).astype(query.dtype)
     return jnp.einsum("bkgts,bskn->btkgn", weights, value).reshape(batch, length, heads, width)
+
+
+# Queries that `bidirectional_attention` works on at a time: bounds its memory, not its result.
+_QUERY_BLOCK = 512
+
+
+def bidirectional_attention(
+    query: Float[Array, "B S H N"], key: Float[Array, "B S H N"], value: Float[Array, "B S H N"]
+) -> Float[Array, "B S H N"]:
+    """Softmax attention in which every position sees every other; logits are scaled by N ** -0.5.
+
+    Logits and softmax are float32; of a long sequence only a block of their rows exists at a time.
+    """
+    scale = query.shape[-1] ** -0.5
+
+    def attend(block: Float[Array, "B T H N"]) -> Float[Array, "B T H N"]:
+        logits = jnp.einsum("bthn,bshn->bhts", block, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * scale, axis=-1).astype(block.dtype)
+        return jnp.einsum("bhts,bshn->bthn", weights, value)
+
+    batch, length, *head = query.shape
+    if length % _QUERY_BLOCK or length == _QUERY_BLOCK:
+        return attend(query)
+    blocks = query.reshape(batch, -1, _QUERY_BLOCK, *head).swapaxes(0, 1)
+    return jax.lax.map(attend, blocks).swapaxes(0, 1).reshape(query.shape)

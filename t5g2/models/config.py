@@ -1,6 +1,7 @@
 """The model's hyperparameters: frozen dataclasses, nothing that runs."""
 
 import dataclasses
+import math
 from typing import Literal
 
 RematPolicy = Literal["none", "dots", "full"]
@@ -8,6 +9,68 @@ RematPolicy = Literal["none", "dots", "full"]
 # What changes how the model is computed but not which function it computes: a run may be resumed
 # with other values of these.
 EXECUTION_FIELDS = frozenset({"dtype", "scan_layers", "remat"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The frozen SigLIP tower (arXiv:2303.15343) and how its output enters the encoder.
+
+    The defaults are those of all released sizes.
+
+    Attributes:
+        hidden_size: width of the tower.
+        mlp_dim: width of its feed-forward layers.
+        num_layers: number of its layers.
+        num_heads: attention heads; divides `hidden_size`.
+        image_size: height and width of an image, in pixels.
+        patch_size: height and width of a patch, in pixels; divides `image_size`.
+        tokens_per_image: visual tokens of an image, a square number; patches are averaged in equal
+            squares to as many.
+        layer_norm_eps: epsilon of its norms and of the projector's.
+        boi_id: token that stands before an image's tokens.
+        image_id: token at whose places the visual tokens stand.
+    """
+
+    hidden_size: int = 1152
+    mlp_dim: int = 4304
+    num_layers: int = 27
+    num_heads: int = 16
+    image_size: int = 896
+    patch_size: int = 14
+    tokens_per_image: int = 256
+    layer_norm_eps: float = 1e-6
+    boi_id: int = 255_999
+    image_id: int = 256_001
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "mlp_dim", "num_heads", "image_size", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"vision {name} must be at least 1, not {getattr(self, name)}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"vision num_heads ({self.num_heads}) must divide its hidden_size "
+                f"({self.hidden_size})"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size ({self.patch_size}) must divide image_size ({self.image_size})"
+            )
+        side = self.tokens_per_side
+        if side**2 != self.tokens_per_image or side < 1 or self.patches % self.tokens_per_image:
+            raise ValueError(
+                f"tokens_per_image ({self.tokens_per_image}) must be a square number that divides "
+                f"the {self.patches} patches of an image into squares"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Visual tokens along one side of an image."""
+        return math.isqrt(self.tokens_per_image)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +101,7 @@ class ModelConfig:
         eos_id: end of sequence.
         bos_id: start of the decoder's input.
         eoi_id: end-of-image token, whose embedding is a parameter of its own.
+        vision: the vision tower; None: a model of text alone.
         dtype: dtype of activations and of the weights as they are multiplied; the parameters
             themselves are float32.
         scan_layers: scan over the local/global pattern instead of unrolling the layers: compiles
@@ -66,6 +130,7 @@ class ModelConfig:
     eos_id: int = 1
     bos_id: int = 2
     eoi_id: int = 256_000
+    vision: VisionConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = True
     remat: RematPolicy = "none"
@@ -92,7 +157,7 @@ class ModelConfig:
         return (layer + 1) % self.global_every == 0
 
 
-# The three released sizes (text side) and the one that a laptop trains in minutes.
+# The three released sizes and the one that a laptop trains in minutes.
 T5GEMMA2_270M = ModelConfig(
     vocab_size=262_144,
     hidden_size=640,
@@ -102,6 +167,7 @@ T5GEMMA2_270M = ModelConfig(
     num_kv_heads=1,
     head_dim=256,
     sliding_window=512,
+    vision=VisionConfig(),
     dtype="bfloat16",
 )
 T5GEMMA2_1B = dataclasses.replace(T5GEMMA2_270M, hidden_size=1152, mlp_dim=6912, num_layers=26)

@@ -37,7 +37,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (normed * (1.0 + self.scale[...])).astype(x.dtype)
+        return (normed * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
 class Embedder(nnx.Module):

@@ -13,6 +13,8 @@ MESH_AXES = ("data", "fsdp", "tensor", "context")
 # Logical axis -> mesh axis. What is not named is not split.
 PARAMETER_RULES: Mapping[str, str] = {
     "embed": "fsdp",
+    "vision_embed": "fsdp",
+    "vision_mlp": "tensor",
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
