@@ -149,6 +149,13 @@ class ModelConfig:
             raise ValueError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
             )
+        if self.vision is not None and max(self.vision.image_id, self.vision.boi_id) >= (
+            self.vocab_size
+        ):
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) must exceed vision's image_id "
+                f"({self.vision.image_id}) and boi_id ({self.vision.boi_id})"
+            )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for RoPE, not {self.head_dim}")
 

@@ -5,20 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from t5g2.models.config import ModelConfig
-from t5g2.models.t5gemma2 import T5Gemma2, logical_axes, parameter_tree
+from t5g2.models.t5gemma2 import T5Gemma2, logical_axes, parameter_tree, split_frozen
 from t5g2.parallel.rules import parameter_shardings, replicated
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Parameters (float32), optimizer state and the number of steps done."""
+    """Parameters (float32), optimizer state of those that train, and the number of steps done."""
 
     step: Int[Array, ""]
     params: Any
@@ -30,7 +31,7 @@ def initial_state(
 ) -> TrainState:
     """Step 0: random parameters (see `T5Gemma2`), fresh optimizer."""
     params = parameter_tree(T5Gemma2(config, rngs=nnx.Rngs(seed)))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(split_frozen(params)[0]))
 
 
 def state_shardings(
@@ -47,7 +48,7 @@ def state_shardings(
         optimizer,
         lambda _, sharding: sharding,
         shapes.opt_state,
-        params,
+        split_frozen(params)[0],
         transform_non_params=lambda _: replicated(mesh),
     )
     step: Any = replicated(mesh)
@@ -57,9 +58,20 @@ def state_shardings(
 def make_state_from(
     params: Any, optimizer: optax.GradientTransformation, shardings: Any
 ) -> TrainState:
-    """Step 0 with given parameters (numpy, structured as by `parameter_tree`), fresh optimizer."""
-    placed = jax.device_put(params, shardings.params)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(placed)
+    """Step 0 with given parameters, fresh optimizer.
+
+    Args:
+        params: numpy arrays of any float dtype, structured as by `parameter_tree`.
+        optimizer: whose state is made.
+        shardings: where each array of the `TrainState` is to lie.
+    """
+    placed = jax.tree.map(
+        lambda x, sharding: jax.device_put(np.asarray(x, np.float32), sharding),
+        params,
+        shardings.params,
+    )
+    trained, _ = split_frozen(placed)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
     return jax.block_until_ready(TrainState(step, placed, opt_state))
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from t5g2.data.batch import empty_batch
 from t5g2.models.config import ModelConfig
 from t5g2.models.stack import Tokens
-from t5g2.models.t5gemma2 import from_parameters
+from t5g2.models.t5gemma2 import T5Gemma2, from_parameters, split_frozen
 from t5g2.parallel.rules import batch_sharding, replicated
 from t5g2.training.state import TrainState
 
@@ -58,7 +58,7 @@ def loss_sums(
     model = from_parameters(config, params)
     encoder = Tokens(batch["encoder_segment_ids"], batch["encoder_positions"])
     decoder = Tokens(batch["decoder_segment_ids"], batch["decoder_positions"])
-    memory = model.encode(batch["encoder_input_tokens"], encoder)
+    memory = model.encode(batch["encoder_input_tokens"], encoder, _visual_tokens(model, batch))
     hidden = model.decode(batch["decoder_input_tokens"], decoder, memory)
     weights = batch["decoder_loss_weights"]
     losses = model.token_losses(hidden, batch["decoder_target_tokens"]) * weights
@@ -69,6 +69,14 @@ def loss_sums(
         inputs=jnp.sum(batch["encoder_segment_ids"] != 0),
     )
     return jnp.sum(losses), sums
+
+
+def _visual_tokens(model: T5Gemma2, batch: DeviceBatch) -> Float[Array, "B N W"] | None:
+    """The frozen tower's output: stored in the batch, made of its images, or None without any."""
+    if "image_features" in batch:
+        features = batch["image_features"].astype(model.config.dtype)
+        return features.reshape(features.shape[0], -1, features.shape[-1])
+    return model.visual_tokens(batch["images"]) if "images" in batch else None
 
 
 def train_step(
@@ -83,32 +91,36 @@ def train_step(
     """One update on one global batch.
 
     The loss is the mean over the real target tokens of the whole batch, however it is split into
-    `accumulation` microbatches; clipping acts on that mean's gradient.
+    `accumulation` microbatches; clipping acts on that mean's gradient. Frozen parameters have no
+    gradient, no optimizer state and no decay.
     """
-    gradient = jax.grad(loss_sums, argnums=1, has_aux=True)
+    trained, frozen = split_frozen(state.params)
+
+    def loss(trained: Any, microbatch: DeviceBatch) -> tuple[Float[Array, ""], LossSums]:
+        return loss_sums(config, {**trained, **frozen}, microbatch, num_tasks)
+
+    gradient = jax.grad(loss, has_aux=True)
 
     def accumulate(
         carry: tuple[Any, LossSums], microbatch: DeviceBatch
     ) -> tuple[tuple[Any, LossSums], None]:
-        return jax.tree.map(
-            jnp.add, carry, gradient(config, state.params, microbatch, num_tasks)
-        ), None
+        return jax.tree.map(jnp.add, carry, gradient(trained, microbatch)), None
 
     if accumulation == 1:
-        gradients, sums = gradient(config, state.params, batch, num_tasks)
+        gradients, sums = gradient(trained, batch)
     else:
         # Strided, so that every device works on its own rows in each microbatch.
         microbatches = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch
         )
         first = jax.tree.map(lambda x: x[0], microbatches)
-        shapes = jax.eval_shape(lambda p, b: gradient(config, p, b, num_tasks), state.params, first)
+        shapes = jax.eval_shape(gradient, trained, first)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (gradients, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     count = jnp.maximum(jnp.sum(sums.targets), 1.0)
     gradients = jax.tree.map(lambda g: g / count, gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    params = {**optax.apply_updates(trained, updates), **frozen}
     digest = jnp.sum(batch["row_digest"], dtype=jnp.uint32)
     metrics = StepMetrics(sums, optax.global_norm(gradients), digest)
     return TrainState(state.step + 1, params, opt_state), metrics
