@@ -1,10 +1,12 @@
 """Cross-entropy over a large vocabulary without ever holding all logits."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 # Rows of logits that exist at one time: 512 x 262,144 x 4 bytes = 512 MiB.
 ROWS = 512
@@ -38,21 +40,81 @@ def token_losses(
         softcap: final logit soft-capping, or None.
         rows: tokens per tile.
     """
-    batch, length, width = hidden.shape
+
+    def losses(hidden: Array, targets: Array) -> Array:
+        return _negative_log_likelihood(logits(hidden, table, softcap), targets)
+
+    return _in_tiles(losses, rows, hidden, targets)
+
+
+def distilled_losses(
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    teacher_hidden: Float[Array, "B T W"],
+    teacher_table: Float[Array, "V W"],
+    *,
+    softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    rows: int = ROWS,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Losses against the targets and against a teacher's distribution over the vocabulary.
+
+    Args:
+        hidden: as in `token_losses`, like what is not named here.
+        table: as above.
+        targets: as above.
+        teacher_hidden: the teacher's final hidden states, of a width of their own.
+        teacher_table: its output embedding.
+        softcap: as above.
+        teacher_softcap: the teacher's.
+        rows: as above.
+
+    Returns:
+        Negative log-likelihoods as by `token_losses`; and cross-entropies between the teacher's
+        distribution and the model's, in nats, of which no gradient flows into the teacher.
+    """
+
+    def losses(hidden: Array, targets: Array, teacher_hidden: Array) -> tuple[Array, Array]:
+        own = logits(hidden, table, softcap)
+        teacher = jax.nn.softmax(logits(teacher_hidden, teacher_table, teacher_softcap), axis=-1)
+        expected = jnp.sum(jax.lax.stop_gradient(teacher) * own, axis=-1)
+        return _negative_log_likelihood(own, targets), jax.nn.logsumexp(own, axis=-1) - expected
+
+    return _in_tiles(losses, rows, hidden, targets, teacher_hidden)
+
+
+def _negative_log_likelihood(
+    logits: Float[Array, "N V"], targets: Int[Array, " N"]
+) -> Float[Array, " N"]:
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def _in_tiles(function: Callable[..., Any], rows: int, *arrays: Shaped[Array, "B T ..."]) -> Any:
+    """Applies a function of flat tokens to `rows` of them at a time, again in the backward pass.
+
+    Args:
+        function: [N, ...] arrays to a tree of [N] arrays.
+        rows: tokens per tile, at most.
+        *arrays: its arguments, of all tokens.
+
+    Returns:
+        The function's tree, of [B, T] arrays.
+    """
+    batch, length = arrays[0].shape[:2]
     count = batch * length
     tiles = -(-count // rows)
     rows = -(-count // tiles)  # as even as can be, so that padding is at most tiles - 1 rows
-    pad = tiles * rows - count
-    flat_hidden = jnp.pad(hidden.reshape(count, width), ((0, pad), (0, 0)))
-    flat_targets = jnp.pad(targets.reshape(count), (0, pad))
+
+    def tiled(array: Array) -> Array:
+        flat = array.reshape(count, *array.shape[2:])
+        padded = jnp.pad(flat, ((0, tiles * rows - count), *[(0, 0)] * (flat.ndim - 1)))
+        return padded.reshape(tiles, rows, *array.shape[2:])
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tile(_: None, x: tuple[Array, Array]) -> tuple[None, Array]:
-        tile_hidden, tile_targets = x
-        tile_logits = logits(tile_hidden, table, softcap)
-        picked = jnp.take_along_axis(tile_logits, tile_targets[:, None], axis=-1)[:, 0]
-        return None, jax.nn.logsumexp(tile_logits, axis=-1) - picked
+    def tile(_: None, x: tuple[Array, ...]) -> tuple[None, Any]:
+        return None, function(*x)
 
-    tiled = (flat_hidden.reshape(tiles, rows, width), flat_targets.reshape(tiles, rows))
-    _, losses = jax.lax.scan(tile, None, tiled)
-    return losses.reshape(-1)[:count].reshape(batch, length)
+    _, out = jax.lax.scan(tile, None, tuple(map(tiled, arrays)))
+    return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(batch, length), out)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from t5g2.errors import UserError
 from t5g2.kernels import vocabulary_loss
@@ -23,6 +23,7 @@ from t5g2.models.attention import decoder_window
 from t5g2.models.layers import Embedder, RMSNorm
 from t5g2.models.stack import Layer, Tokens, rotations
 from t5g2.models.t5gemma2 import T5Gemma2
+from t5g2.models.vision import images_by_row
 
 # Prompts and outputs shorter than this share a program with those of this length.
 SHORTEST = 16
@@ -104,6 +105,7 @@ class _Prompts(NamedTuple):
     input_ids: Int[Array, "B S"]
     attention_mask: Int[Array, "B S"]
     live: Bool[Array, " B"]
+    images: Shaped[Array, "B I size size 3"] | None
 
 
 def _cast(module: ModuleT, dtype: str) -> ModuleT:
@@ -120,6 +122,7 @@ def prefill(
     input_ids: Int[Array, "B S"],
     attention_mask: Int[Array, "B S"],
     capacity: int,
+    images: Shaped[Array, "B I size size 3"] | None = None,
 ) -> tuple[Decoder, Cache]:
     """Encodes the prompts and makes an empty cache for `capacity` decoder positions.
 
@@ -128,10 +131,12 @@ def prefill(
         input_ids: encoder tokens.
         attention_mask: 1 for real encoder tokens, 0 for padding.
         capacity: decoder positions to make room for; static under jit.
+        images: of each row, if any; see `T5Gemma2.visual_tokens`.
     """
     config, batch = model.config, input_ids.shape[0]
     positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-    memory = model.encode(input_ids, Tokens(attention_mask, positions))
+    visual = None if images is None else model.visual_tokens(images)
+    memory = model.encode(input_ids, Tokens(attention_mask, positions), visual)
     layers = tuple(_cast(model.decoder, config.dtype).unstacked())
     embedder = _cast(model.embedder, config.dtype)
 
@@ -228,7 +233,9 @@ def _advance(decoder: Decoder, state: _State, choice: _Choice, top_k: int | None
 
 
 def _start(model: T5Gemma2, prompts: _Prompts, capacity: int) -> tuple[Decoder, _State]:
-    decoder, cache = prefill(model, prompts.input_ids, prompts.attention_mask, capacity)
+    decoder, cache = prefill(
+        model, prompts.input_ids, prompts.attention_mask, capacity, prompts.images
+    )
     bos = jnp.full_like(prompts.live, model.config.bos_id, dtype=jnp.int32)
     return decoder, _State(jnp.zeros((), jnp.int32), bos, ~prompts.live, cache)
 
@@ -274,6 +281,7 @@ def _prepare(
     sampling: Sampling,
     eos_ids: tuple[int, ...],
     streams: Int[Array, " B"] | None,
+    images: Shaped[Array, "M size size 3"] | None,
 ) -> tuple[_Prompts, _Choice]:
     """Checks the arguments of `generate` and pads them to their bucket, on the host."""
     ids, vocab_size = np.asarray(input_ids), model.config.vocab_size
@@ -311,7 +319,13 @@ def _prepare(
         jnp.asarray(np.pad(ids, beyond), jnp.int32),
         jnp.asarray(np.pad(mask != 0, beyond), jnp.int32),
         jnp.asarray(np.arange(rows + extra) < rows),
+        None,
     )
+    if images is not None:
+        slots = images_by_row(model.config, ids, np.asarray(images))
+        spare = _bucket(slots.shape[1], 1) - slots.shape[1]
+        padding = ((0, extra), (0, spare), (0, 0), (0, 0), (0, 0))
+        prompts = prompts._replace(images=jnp.asarray(np.pad(slots, padding)))
     return prompts, choice
 
 
@@ -324,6 +338,7 @@ def generate(
     sampling: Sampling = GREEDY,
     eos_ids: tuple[int, ...],
     streams: Int[Array, " B"] | None = None,
+    images: Shaped[Array, "M size size 3"] | None = None,
 ) -> Int[np.ndarray, "B T"]:
     """Generates up to `max_new_tokens` tokens for each row, in one compiled program.
 
@@ -336,6 +351,7 @@ def generate(
         eos_ids: tokens that end a row (they are part of the output).
         streams: number of each row's random stream; 0, 1, ... by default. Numbering the prompts of
             a file makes their samples independent of how they are batched.
+        images: bytes, or floats in [-1, 1], in the order of their places in the rows.
 
     Returns:
         int32 token ids, without the leading bos; pad after a row's end.
@@ -344,7 +360,7 @@ def generate(
         UserError: an argument has the wrong shape or is out of range.
     """
     prompts, choice = _prepare(
-        model, input_ids, attention_mask, max_new_tokens, sampling, eos_ids, streams
+        model, input_ids, attention_mask, max_new_tokens, sampling, eos_ids, streams, images
     )
     capacity = _bucket(max_new_tokens, SHORTEST)
     tokens = _jit_run(model, prompts, choice, np.int32(max_new_tokens), capacity, sampling.top_k)
@@ -360,13 +376,14 @@ def stream(
     sampling: Sampling = GREEDY,
     eos_ids: tuple[int, ...],
     streams: Int[Array, " B"] | None = None,
+    images: Shaped[Array, "M size size 3"] | None = None,
 ) -> Iterator[Int[np.ndarray, " B"]]:
     """Yields the columns of what `generate` returns as they come, until every row is done.
 
     Arguments and errors are those of `generate`; errors are raised by the call itself.
     """
     prompts, choice = _prepare(
-        model, input_ids, attention_mask, max_new_tokens, sampling, eos_ids, streams
+        model, input_ids, attention_mask, max_new_tokens, sampling, eos_ids, streams, images
     )
 
     def columns() -> Iterator[Int[np.ndarray, " B"]]:

@@ -5,9 +5,11 @@ The tower is frozen in pretraining (arXiv:2512.14856, section 3); the projector 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
+from t5g2.errors import UserError
 from t5g2.kernels.attention import bidirectional_attention
 from t5g2.kernels.projection import project
 from t5g2.models.config import ModelConfig, VisionConfig
@@ -21,6 +23,45 @@ def normalised(pixels: Shaped[Array, "... 3"]) -> Float[Array, "... 3"]:
     if pixels.dtype == jnp.uint8:
         return (pixels.astype(jnp.float32) * (1 / 255) - 0.5) / 0.5
     return pixels
+
+
+def images_by_row(
+    config: ModelConfig, ids: Int[np.ndarray, "B S"], images: Shaped[np.ndarray, "M size size 3"]
+) -> Shaped[np.ndarray, "B I size size 3"]:
+    """Deals images out to the rows in whose tokens they have their places, in order.
+
+    Args:
+        config: of the model.
+        ids: encoder tokens; an image has `tokens_per_image` places in a row.
+        images: bytes, or floats in [-1, 1].
+
+    Returns:
+        As many slots in each row as the row with most images needs; the slots left over are zero.
+
+    Raises:
+        UserError: a model without vision tower, images of another size, or rows whose places are
+            not those of all the images.
+    """
+    vision = config.vision
+    if vision is None:
+        raise UserError(
+            "images were given, but this model reads text alone: it has no vision tower"
+        )
+    size = vision.image_size
+    if images.ndim != 4 or images.shape[1:] != (size, size, CHANNELS):
+        raise UserError(
+            f"images must be [images, {size}, {size}, {CHANNELS}], not {list(images.shape)}"
+        )
+    places = np.sum(ids == vision.image_id, axis=1)
+    counts = places // vision.tokens_per_image
+    if np.any(places % vision.tokens_per_image) or counts.sum() != len(images):
+        raise UserError(
+            f"{len(images)} images need {vision.tokens_per_image} tokens {vision.image_id} each, "
+            f"but the rows of input_ids have {places.tolist()} such tokens"
+        )
+    slots = np.zeros((len(ids), max(counts.max(initial=0), 1), *images.shape[1:]), images.dtype)
+    slots[np.arange(slots.shape[1]) < counts[:, None]] = images
+    return slots
 
 
 class LayerNorm(nnx.Module):

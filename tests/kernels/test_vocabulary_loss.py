@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from t5g2.kernels.vocabulary_loss import logits, token_losses
+from t5g2.kernels.vocabulary_loss import distilled_losses, logits, token_losses
 
 
 def operands(batch, length, vocabulary, width=16, seed=0):
@@ -50,6 +51,46 @@ def test_losses_and_gradients_equal_those_of_a_dense_log_softmax(
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradient, expected_gradient, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_distilled_losses_and_their_gradient_equal_those_of_torch(softcap):
+    hidden, table, targets = operands(3, 7, 101)
+    teacher_hidden, teacher_table, _ = operands(3, 7, 101, width=24, seed=1)
+    weights = np.random.default_rng(2).normal(size=targets.shape).astype(np.float32)
+
+    def weighted(hidden, table, teacher_hidden, teacher_table):
+        losses = distilled_losses(
+            hidden,
+            table,
+            targets,
+            teacher_hidden,
+            teacher_table,
+            softcap=softcap,
+            teacher_softcap=7.0,
+            rows=4,
+        )
+        return jnp.sum(losses[1] * weights), losses
+
+    gradient, (likelihoods, soft) = jax.jit(
+        jax.grad(weighted, argnums=(0, 1, 2, 3), has_aux=True)
+    )(hidden, table, teacher_hidden, teacher_table)
+    own, own_table = torch.tensor(hidden).requires_grad_(), torch.tensor(table).requires_grad_()
+    out = own @ own_table.T
+    out = out if softcap is None else softcap * torch.tanh(out / softcap)
+    teacher = torch.tensor(teacher_hidden) @ torch.tensor(teacher_table).T
+    expected = torch.nn.functional.cross_entropy(
+        out.flatten(0, 1),
+        torch.softmax(7 * torch.tanh(teacher / 7), -1).flatten(0, 1),
+        reduction="none",
+    ).reshape(3, 7)
+    (expected * torch.tensor(weights)).sum().backward()
+    np.testing.assert_allclose(soft, expected.detach(), rtol=1e-5)
+    np.testing.assert_allclose(likelihoods, dense(hidden, table, targets, softcap), rtol=1e-5)
+    np.testing.assert_allclose(gradient[0], own.grad, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient[1], own_table.grad, rtol=1e-4, atol=1e-5)
+    assert not gradient[2].any()
+    assert not gradient[3].any()
 
 
 def test_losses_of_huge_logits_are_finite_and_exact():
