@@ -35,16 +35,23 @@ class Progress:
     """
 
     def __init__(
-        self, total_steps: int, *, plain_every: float = 10.0, stream: TextIO | None = None
+        self,
+        total_steps: int,
+        *,
+        unit: str = "step",
+        plain_every: float = 10.0,
+        stream: TextIO | None = None,
     ) -> None:
         """Prepares; shows nothing yet.
 
         Args:
             total_steps: The step at which the run is complete.
+            unit: What is counted.
             plain_every: Seconds between two lines where there is no terminal.
             stream: Where to write; stderr by default.
         """
         self._total_steps = total_steps
+        self._unit = unit
         self._plain_every = plain_every
         self._stream = stream or sys.stderr
         self._live: Live | None = None
@@ -85,7 +92,7 @@ class Progress:
                 self.close()
         elif last or now - self._last_line >= self._plain_every:
             self._last_line = now
-            counter = f"step {grouped(step)}/{grouped(self._total_steps)}"
+            counter = f"{self._unit} {grouped(step)}/{grouped(self._total_steps)}"
             self._print("  ".join(part for part in (counter, self._text, self._clock(now)) if part))
 
     def message(self, text: str) -> None:
@@ -172,7 +179,7 @@ class Progress:
         with self._lock:
             step, values = self._step, self._text
             times = self._clock(time.monotonic() if step < self._total_steps else self._latest)
-        counter = f"step {grouped(step)}/{grouped(self._total_steps)}"
+        counter = f"{self._unit} {grouped(step)}/{grouped(self._total_steps)}"
         width = self._console.width if self._console is not None else 0
         wide = len(counter) + len(values) + len(times) + 16 <= width
         beside = f"{values}  {times}" if wide else times
