@@ -33,6 +33,8 @@ class TrainConfig:
         seed: of the initial parameters.
         init_from: checkpoint, or Hugging Face directory of T5Gemma 2, whose parameters the run
             starts from, and whose tokenizer it takes if `tokenizer.path` is None; None: random.
+        teacher: checkpoint, or Hugging Face directory of T5Gemma 2, whose distribution over the
+            vocabulary the model learns wherever the target is no sentinel; None: the target alone.
     """
 
     total_steps: int
@@ -42,6 +44,7 @@ class TrainConfig:
     log_every: int = 10
     seed: int = 0
     init_from: str | None = None
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "rows", "accumulation", "log_every"):

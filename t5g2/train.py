@@ -26,7 +26,7 @@ from t5g2.errors import UserError
 from t5g2.evaluation import HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
-from t5g2.initialization import make_first_state, starting_tokenizer
+from t5g2.initialization import load_teacher, make_first_state, starting_tokenizer
 from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
 from t5g2.reporting.metrics_log import MetricsLog
@@ -83,6 +83,11 @@ def train(settings: Settings, run_dir: Path) -> int:
         schedule = make_schedule(settings.schedule, total)
         optimizer = make_optimizer(settings.optimizer, schedule)
         shapes, shardings = state_shardings(settings.model, optimizer, mesh)
+        teacher = None
+        if settings.train.teacher is not None:
+            path = Path(settings.train.teacher)
+            with progress.stage("reading the teacher"):
+                teacher = load_teacher(path, settings.model, corpus.tokenizer, mesh)
         with progress.stage("compiling"):
             train_step = compile_train_step(
                 mesh,
@@ -94,6 +99,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 optimizer=optimizer,
                 num_tasks=len(tasks),
                 accumulation=settings.train.accumulation,
+                teacher=teacher,
             )
         eval_step = jit_eval_step(
             mesh, shardings.params, config=settings.model, num_tasks=len(tasks)

@@ -282,3 +282,19 @@ def test_the_jobs_after_training_refuse_what_cannot_work(finished, tmp_path, cap
     with pytest.raises(UserError, match="no vision tower"):
         model.logits(np.ones((1, 2), int), np.ones((1, 2), int), pixel_values=np.ones(1))
     assert not new.exists()
+
+
+def test_a_run_may_learn_from_a_teacher(recipe, finished, tmp_path, capsys):
+    """Starting as its own teacher: cross-entropy with itself is entropy, at most log V."""
+    shared = [
+        f"train.teacher={finished / 'export'}",
+        f"tokenizer.path={finished / 'tokenizer'}",
+    ]
+    start = f"train.init_from={finished / 'averaged'}"
+    assert train(recipe, tmp_path / "taught", *shared, start, "train.stop_at=2") == 0
+    rows = read_metrics(tmp_path / "taught" / "metrics.jsonl").train
+    assert len(rows) == 2
+    assert rows[0]["loss"] + 0.1 < rows[0]["distilled_loss"] < np.log(512)
+    capsys.readouterr()
+    assert train(recipe, tmp_path / "other", shared[0], "tokenizer.vocab_size=400") == 2
+    assert "has another vocabulary than the run" in capsys.readouterr().err

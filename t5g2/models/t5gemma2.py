@@ -110,6 +110,24 @@ class T5Gemma2(nnx.Module):
             softcap=self.config.final_logit_softcap,
         )
 
+    def distilled_losses(
+        self,
+        hidden: Float[Array, "B T D"],
+        targets: Int[Array, "B T"],
+        teacher: "T5Gemma2",
+        teacher_hidden: Float[Array, "B T W"],
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """`token_losses`, and the cross-entropy with a teacher's distribution of each token."""
+        return vocabulary_loss.distilled_losses(
+            hidden,
+            self.embedder.output_table(),
+            targets,
+            teacher_hidden,
+            teacher.embedder.output_table(),
+            softcap=self.config.final_logit_softcap,
+            teacher_softcap=teacher.config.final_logit_softcap,
+        )
+
     def __call__(
         self,
         input_ids: Int[Array, "B S"],

@@ -119,9 +119,11 @@ class Meter:
         self._steps, self._seconds = [], 0.0
         mean = mean_loss([metrics.sums for metrics in steps], self._tasks)
         inputs = sum(int(metrics.sums.inputs) for metrics in steps)
+        distilled = [m.sums.distilled for m in steps if m.sums.distilled is not None]
         return {
             "loss": mean.loss,
             "by_task": mean.by_task,
+            **({"distilled_loss": float(sum(distilled)) / mean.targets} if distilled else {}),
             "learning_rate": float(self._learning_rate(step - 1)),
             "grad_norm": float(steps[-1].grad_norm),
             "tokens": totals.tokens,

@@ -15,6 +15,7 @@ from t5g2.models.stack import Tokens
 from t5g2.models.t5gemma2 import T5Gemma2, from_parameters, split_frozen
 from t5g2.parallel.rules import batch_sharding, replicated
 from t5g2.training.state import TrainState
+from t5g2.training.teacher import Teacher
 
 DeviceBatch = dict[str, Array]
 
@@ -26,11 +27,13 @@ class LossSums(NamedTuple):
         nll: negative log-likelihood of targets in nats, by task.
         targets: number of real target tokens, by task.
         inputs: number of real encoder tokens.
+        distilled: with a teacher, the loss that is trained on, in nats, over all tasks.
     """
 
     nll: Float[Array, " tasks"]
     targets: Float[Array, " tasks"]
     inputs: Int[Array, ""]
+    distilled: Float[Array, ""] | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -48,27 +51,49 @@ class StepMetrics(NamedTuple):
 
 
 def loss_sums(
-    config: ModelConfig, params: Any, batch: DeviceBatch, num_tasks: int
+    config: ModelConfig,
+    params: Any,
+    batch: DeviceBatch,
+    num_tasks: int,
+    teacher: Teacher | None = None,
 ) -> tuple[Float[Array, ""], LossSums]:
     """Summed loss of a packed batch, and its parts by task.
 
     Returns:
-        The weighted sum of the targets' negative log-likelihoods, and `LossSums`.
+        The sum over targets, weighted, of what is trained on: their negative log-likelihoods, or,
+        of those that `teacher` teaches, the cross-entropies with its distribution. And `LossSums`.
     """
-    model = from_parameters(config, params)
-    encoder = Tokens(batch["encoder_segment_ids"], batch["encoder_positions"])
-    decoder = Tokens(batch["decoder_segment_ids"], batch["decoder_positions"])
-    memory = model.encode(batch["encoder_input_tokens"], encoder, _visual_tokens(model, batch))
-    hidden = model.decode(batch["decoder_input_tokens"], decoder, memory)
-    weights = batch["decoder_loss_weights"]
-    losses = model.token_losses(hidden, batch["decoder_target_tokens"]) * weights
+    model, hidden = _decoded(config, params, batch)
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    if teacher is None:
+        losses = model.token_losses(hidden, targets)
+        trained = losses = losses * weights
+    else:
+        losses, soft = model.distilled_losses(
+            hidden, targets, *_decoded(teacher.config, teacher.params, batch)
+        )
+        trained = jnp.where(teacher.teaches(targets), soft, losses) * weights
+        losses = losses * weights
     task = jax.nn.one_hot(batch["decoder_task_ids"], num_tasks, dtype=jnp.float32)
+    total = jnp.sum(trained)
     sums = LossSums(
         nll=jnp.einsum("bt,btk->k", losses, task),
         targets=jnp.einsum("bt,btk->k", weights, task),
         inputs=jnp.sum(batch["encoder_segment_ids"] != 0),
+        distilled=None if teacher is None else total,
     )
-    return jnp.sum(losses), sums
+    return total, sums
+
+
+def _decoded(
+    config: ModelConfig, params: Any, batch: DeviceBatch
+) -> tuple[T5Gemma2, Float[Array, "B T D"]]:
+    """The model, and its final hidden states for a packed batch."""
+    model = from_parameters(config, params)
+    encoder = Tokens(batch["encoder_segment_ids"], batch["encoder_positions"])
+    decoder = Tokens(batch["decoder_segment_ids"], batch["decoder_positions"])
+    memory = model.encode(batch["encoder_input_tokens"], encoder, _visual_tokens(model, batch))
+    return model, model.decode(batch["decoder_input_tokens"], decoder, memory)
 
 
 def _visual_tokens(model: T5Gemma2, batch: DeviceBatch) -> Float[Array, "B N W"] | None:
@@ -87,6 +112,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     num_tasks: int,
     accumulation: int,
+    teacher: Teacher | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update on one global batch.
 
@@ -97,7 +123,7 @@ def train_step(
     trained, frozen = split_frozen(state.params)
 
     def loss(trained: Any, microbatch: DeviceBatch) -> tuple[Float[Array, ""], LossSums]:
-        return loss_sums(config, {**trained, **frozen}, microbatch, num_tasks)
+        return loss_sums(config, {**trained, **frozen}, microbatch, num_tasks, teacher)
 
     gradient = jax.grad(loss, has_aux=True)
 
@@ -137,6 +163,7 @@ def compile_train_step(
     optimizer: optax.GradientTransformation,
     num_tasks: int,
     accumulation: int,
+    teacher: Teacher | None = None,
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
     """`train_step` compiled for a mesh; the state it is given is consumed.
 
@@ -150,9 +177,12 @@ def compile_train_step(
         optimizer: as above.
         num_tasks: as above.
         accumulation: as above.
+        teacher: as above.
     """
 
-    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, batch: DeviceBatch, teacher: Teacher | None
+    ) -> tuple[TrainState, StepMetrics]:
         return train_step(
             state,
             batch,
@@ -160,16 +190,18 @@ def compile_train_step(
             optimizer=optimizer,
             num_tasks=num_tasks,
             accumulation=accumulation,
+            teacher=teacher,
         )
 
     batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room))
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), None),  # a teacher lies where it lies
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(shapes, batch_shapes).compile()
+    compiled = jitted.lower(shapes, batch_shapes, teacher).compile()
+    return lambda state, batch: compiled(state, batch, teacher)
 
 
 def jit_eval_step(
