@@ -80,7 +80,16 @@ def generate(parser: argparse.ArgumentParser) -> None:
         help="text to continue, or to fill in where it says <sentinel_0>, <sentinel_1>, ...; "
         "may be repeated",
     )
-    parser.add_argument("--image", metavar="FILE", help="refused: models here read text alone")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image for <start_of_image> in each text, or before it; may be repeated",
+    )
+    parser.add_argument(
+        "--pan_and_scan", action="store_true", help="show long images in crops, too"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy"

@@ -20,7 +20,7 @@ from t5g2.data.ul2 import Example, philox
 from t5g2.evaluation import HeldOut
 from t5g2.export import export_checkpoint
 from t5g2.files import write_atomically
-from t5g2.pretrained import load
+from t5g2.pretrained import Prompt, load
 from t5g2.reporting.metrics_log import FILE_NAME, MetricsLog, read_metrics
 from t5g2.reporting.plots import plot_loss
 from t5g2.reporting.progress import Progress
@@ -123,7 +123,8 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
     if not examples:
         return []
     longest = max(len(example.targets) for _, example in examples)
-    made = model.generate_ids([example.inputs for _, example in examples], longest)
+    prompts = [Prompt(example.inputs) for _, example in examples]
+    made = model.generate_ids(prompts, longest)
     return [
         {
             "task": name,

@@ -12,14 +12,14 @@ def run(args: argparse.Namespace) -> int:
     """Generates for each `--text`, and prints as it goes."""
     if args.temperature == 0 and (args.top_k is not None or args.top_p is not None):
         raise UserError("--top_k and --top_p sample: give --temperature above 0 as well")
-    if args.image is not None:
-        raise UserError("--image: models here read text alone, they have no vision tower")
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
     model = load(Path(args.checkpoint))
     for text in args.text:
-        for piece in model.stream(text, args.max_new_tokens, sampling):
+        for piece in model.stream(
+            text, args.image, args.max_new_tokens, sampling, pan_and_scan=args.pan_and_scan
+        ):
             print(piece, end="", flush=True)
         print()
     return 0

@@ -9,10 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from t5g2 import settings
 from t5g2.checkpoints.store import read_arrays, read_meta
+from t5g2.data.images import (
+    START_OF_IMAGE,
+    ImageTokens,
+    check_image_count,
+    encode_with_images,
+    open_image,
+    pan_and_scan,
+    preprocess,
+)
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
 from t5g2.interop.hf import load_hf_params, read_hf_config
@@ -20,6 +29,14 @@ from t5g2.interop.hf_config import from_hf_config
 from t5g2.models import generation
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import from_parameters
+from t5g2.models.vision import images_by_row
+
+
+class Prompt(NamedTuple):
+    """What the encoder is given: token ids, and images (bytes) in the order of their places."""
+
+    ids: Int[np.ndarray, " n"]
+    images: UInt8[np.ndarray, "M size size 3"] | None = None
 
 
 class Pretrained:
@@ -51,28 +68,61 @@ class Pretrained:
     ) -> Float[Array, "B T V"]:
         """Logits, float32 [B, T, V], of encoder tokens and (shifted) decoder tokens.
 
-        Raises:
-            UserError: `pixel_values` are given; models here have no vision tower.
-        """
-        _refuse_images(pixel_values)
-        return _logits(self.model, input_ids, decoder_input_ids, attention_mask)
+        Args:
+            input_ids: encoder tokens; an image has its `tokens_per_image` places among them.
+            decoder_input_ids: decoder tokens, which start with bos.
+            attention_mask: 1 for real encoder tokens, 0 for padding; None: all are real.
+            pixel_values: images in [-1, 1] in the order of their places, as transformers'
+                processor gives them.
 
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Encoder tokens of a prompt: bos, the text, and sentinels where it names them.
+        Raises:
+            UserError: images for a model without vision tower, of another size, or for other
+                places than `input_ids` has.
+        """
+        images = None
+        if pixel_values is not None:
+            channels_last = np.moveaxis(np.asarray(pixel_values), 1, -1)
+            images = images_by_row(self.config, np.asarray(input_ids), channels_last)
+        return _logits(self.model, input_ids, decoder_input_ids, attention_mask, images)
+
+    def encode(
+        self, text: str, images: Sequence[str | Path] = (), *, pan_and_scan: bool = False
+    ) -> Prompt:
+        """What the encoder reads of a prompt: bos, text, sentinels and images.
 
         `<sentinel_0>`, `<sentinel_1>`, ... mark what is to be filled in. A text without one is
         to be continued: it ends with the first sentinel, as in prefix language modelling.
 
+        Args:
+            text: the prompt, with one `<start_of_image>` for each image; without any, the images
+                stand before the text.
+            images: image files.
+            pan_and_scan: whether long images are also shown in crops (`t5g2.data.images`).
+
         Raises:
-            UserError: the text names a sentinel that the tokenizer does not have.
+            UserError: the text names a sentinel that the tokenizer does not have, or another
+                number of images than are given; an unreadable image; a model that reads none.
         """
-        tokenizer = self.tokenizer
+        tokenizer, vision = self.tokenizer, self.config.vision
+        if images and vision is None:
+            raise UserError(
+                "an image was given, but this model reads text alone: it has no vision tower"
+            )
+        pixels, crops = self._views(images, pan_and_scan)
+        if images and START_OF_IMAGE not in text:
+            text = START_OF_IMAGE * len(images) + text
         parts = re.split(r"<sentinel_(\d+)>", text)
         if len(parts) == 1:
             parts = [text, "0", ""]
+        if vision is not None:
+            check_image_count(text, len(images))
         ids = [np.array([tokenizer.bos_id])]
         for i, part in enumerate(parts):
-            if i % 2 == 0:
+            if i % 2 == 0 and vision is not None:
+                count = part.count(START_OF_IMAGE)
+                ids.append(encode_with_images(tokenizer, part, crops[:count], self._image_tokens()))
+                crops = crops[count:]
+            elif i % 2 == 0:
                 ids.append(tokenizer.encode(part))
             elif int(part) < len(tokenizer.sentinel_ids):
                 ids.append(np.array([tokenizer.sentinel_ids[int(part)]]))
@@ -80,16 +130,42 @@ class Pretrained:
                 raise UserError(
                     f"<sentinel_{part}>: the tokenizer has {len(tokenizer.sentinel_ids)} sentinels"
                 )
-        return np.concatenate(ids).astype(np.int32)
+        return Prompt(np.concatenate(ids).astype(np.int32), pixels)
+
+    def _image_tokens(self) -> ImageTokens:
+        vision = self.config.vision
+        assert vision is not None
+        return ImageTokens(
+            boi_id=vision.boi_id,
+            image_id=vision.image_id,
+            eoi_id=self.config.eoi_id,
+            per_image=vision.tokens_per_image,
+        )
+
+    def _views(
+        self, images: Sequence[str | Path], with_crops: bool
+    ) -> tuple[UInt8[np.ndarray, "M size size 3"] | None, list[int]]:
+        """Each image followed by its crops, ready for the tower; and the number of each's crops."""
+        if not images or self.config.vision is None:
+            return None, []
+        size = self.config.vision.image_size
+        views, crops = [], []
+        for source in images:
+            image = open_image(source)
+            parts = pan_and_scan(image) if with_crops else []
+            views += [preprocess(view, size) for view in (image, *parts)]
+            crops.append(len(parts))
+        return np.stack(views), crops
 
     def generate_ids(
         self,
-        prompts: Sequence[Int[np.ndarray, " n"]],
+        prompts: Sequence[Prompt],
         max_new_tokens: int,
         sampling: generation.Sampling = generation.GREEDY,
     ) -> list[Int[np.ndarray, " n"]]:
         """Generates from encoder tokens, one batch; ends each at eos, which is left out."""
-        ids, mask = _right_padded(prompts, self.tokenizer.pad_id)
+        ids, mask = _right_padded([prompt.ids for prompt in prompts], self.tokenizer.pad_id)
+        images = [prompt.images for prompt in prompts if prompt.images is not None]
         made = generation.generate(
             self.model,
             jnp.asarray(ids),
@@ -97,6 +173,7 @@ class Pretrained:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             eos_ids=(self.tokenizer.eos_id,),
+            images=jnp.concatenate(images) if images else None,
         )
         ends = [np.flatnonzero(row == self.tokenizer.eos_id) for row in made]
         return [row[: end[0]] if len(end) else row for row, end in zip(made, ends, strict=True)]
@@ -104,34 +181,44 @@ class Pretrained:
     def generate(
         self,
         text: str,
-        image: str | Path | None = None,
+        image: str | Path | Sequence[str | Path] | None = None,
         max_new_tokens: int = 64,
         sampling: generation.Sampling = generation.GREEDY,
+        *,
+        pan_and_scan: bool = False,
     ) -> str:
-        """Continues a text, or fills in its sentinels (see `encode`).
+        """Continues a text, or fills in its sentinels, given images or not (see `encode`).
 
         Returns:
             The continuation; of a text with sentinels, each sentinel followed by what fills it.
 
         Raises:
-            UserError: an image is given; models here have no vision tower.
+            UserError: as `encode`.
         """
-        _refuse_images(image)
-        (ids,) = self.generate_ids([self.encode(text)], max_new_tokens, sampling)
+        prompt = self.encode(text, _listed(image), pan_and_scan=pan_and_scan)
+        (ids,) = self.generate_ids([prompt], max_new_tokens, sampling)
         return self.decode(text, ids)
 
     def stream(
-        self, text: str, max_new_tokens: int, sampling: generation.Sampling
+        self,
+        text: str,
+        image: str | Path | Sequence[str | Path] | None = None,
+        max_new_tokens: int = 64,
+        sampling: generation.Sampling = generation.GREEDY,
+        *,
+        pan_and_scan: bool = False,
     ) -> Iterator[str]:
         """As `generate`, piece by piece."""
+        prompt = self.encode(text, _listed(image), pan_and_scan=pan_and_scan)
         ids: list[int] = []
         shown = ""
         for step in generation.stream(
             self.model,
-            jnp.asarray(self.encode(text)[None]),
+            jnp.asarray(prompt.ids[None]),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             eos_ids=(self.tokenizer.eos_id,),
+            images=None if prompt.images is None else jnp.asarray(prompt.images),
         ):
             if int(step[0]) == self.tokenizer.eos_id:
                 break
@@ -148,11 +235,10 @@ class Pretrained:
         return self.tokenizer.decode(ids, skip_special=skip)
 
 
-def _refuse_images(given: object) -> None:
-    if given is not None:
-        raise UserError(
-            "an image was given, but this model reads text alone: it has no vision tower"
-        )
+def _listed(image: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
+    if image is None:
+        return ()
+    return (image,) if isinstance(image, str | Path) else image
 
 
 _logits = nnx.jit(lambda model, *arguments: model(*arguments))

@@ -173,15 +173,24 @@ def encode_with_images(
     return np.concatenate(parts[1:])
 
 
-def _with_crops(text: str, crops_per_image: Sequence[int]) -> str:
-    """The text with a marker for every crop too, and with the words and blank lines around them."""
-    parts = text.split(START_OF_IMAGE)
-    markers, images = len(parts) - 1, len(crops_per_image)
+def check_image_count(text: str, images: int) -> None:
+    """Makes sure that a text has one `<start_of_image>` for each image.
+
+    Raises:
+        UserError: it has not.
+    """
+    markers = text.count(START_OF_IMAGE)
     if markers != images:
         raise UserError(
             f"the text has {markers} {START_OF_IMAGE} for {images} "
             f"image{'' if images == 1 else 's'}: write one where each image belongs"
         )
+
+
+def _with_crops(text: str, crops_per_image: Sequence[int]) -> str:
+    """The text with a marker for every crop too, and with the words and blank lines around them."""
+    check_image_count(text, len(crops_per_image))
+    parts = text.split(START_OF_IMAGE)
     marker = f"\n\n{START_OF_IMAGE}\n\n"
     out = [parts[0]]
     for crops, following in zip(crops_per_image, parts[1:], strict=True):
