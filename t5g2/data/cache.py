@@ -1,0 +1,206 @@
+"""Reading a cache of tokenised documents: at random, checked, without seqio or TensorFlow."""
+
+import bisect
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from t5g2.data.cache_format import Manifest, Shard, from_record, read_manifest
+from t5g2.errors import UserError
+
+# Shards open at a time in a process: what it may open, less room for everything else. With more
+# shards than that, `ulimit -n` is worth raising: to open one again costs as much as many reads.
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+MOST_OPEN = 4096 if _FILES == resource.RLIM_INFINITY else min(4096, max(_FILES * 3 // 4, 1))
+# Random access reads one record at a time: no read-ahead, and a small buffer for each open shard.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_READER_BUFFER = 32 * 1024
+
+
+def open_shard(path: Path) -> Any:
+    """An ArrayRecord reader for random access.
+
+    Raises:
+        UserError: no such file, or one that is damaged.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(
+            str(path), options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cached shard {path} cannot be opened: {_first_line(error)}") from None
+    if not reader.ok():
+        raise damaged(path, "its index cannot be read")
+    return reader
+
+
+class CachedDocuments:
+    """The documents of one source in one split of a cache; a `TokenSource`.
+
+    Shards are opened when first read. Pickled, it carries only where they are, so that worker
+    processes open their own; threads may share one.
+    """
+
+    def __init__(self, directory: Path, shards: Sequence[Shard], dtype: np.dtype) -> None:
+        """Checks that every shard is there in full length.
+
+        Args:
+            directory: the cache.
+            shards: the source's, in the order of its documents.
+            dtype: of the stored token ids.
+
+        Raises:
+            UserError: a shard is missing or has another size than the manifest says.
+        """
+        for shard in shards:
+            check_size(directory, shard)
+        self._shards = [(str(directory / shard.file), shard.sha256) for shard in shards]
+        self._dtype = dtype
+        # Number of the first document of each shard, and of one past the last.
+        self._starts = [0, *itertools.accumulate(shard.documents for shard in shards)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Int32[np.ndarray, " n"]:
+        if not 0 <= index < self._starts[-1]:
+            raise IndexError(f"document {index} of {self._starts[-1]}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        place = index - self._starts[number]
+        reader = _reader(*self._shards[number])
+        try:
+            # A range of one: several times as fast as a list of one.
+            (record,) = reader.read(place, place + 1)
+            return from_record(record, self._dtype)
+        except (RuntimeError, ValueError) as error:
+            path = Path(self._shards[number][0])
+            raise damaged(path, f"document {place} in it: {_first_line(error)}") from None
+
+    def __iter__(self) -> Iterator[Int32[np.ndarray, " n"]]:
+        return (self[i] for i in range(len(self)))
+
+
+@functools.lru_cache(maxsize=MOST_OPEN)
+def _reader(path: str, sha256: str) -> Any:
+    """The one open reader of a shard; the checksum tells it from an older file of that name."""
+    return open_shard(Path(path))
+
+
+class DecodedTexts(Sequence[str]):
+    """Cached documents as text again, for those who want to read them."""
+
+    def __init__(self, documents: CachedDocuments, decode: Callable[[np.ndarray], str]) -> None:
+        self._documents = documents
+        self._decode = decode
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        return self._decode(self._documents[index])
+
+
+def open_documents(directory: Path, manifest: Manifest) -> dict[str, dict[str, CachedDocuments]]:
+    """The documents of each split, of each source.
+
+    Raises:
+        UserError: a shard is missing or has another size than the manifest says.
+    """
+    dtype = np.dtype(manifest.plan["dtype"])
+    return {
+        split: {name: CachedDocuments(directory, found, dtype) for name, found in sources.items()}
+        for split, sources in manifest.shards.items()
+    }
+
+
+def verify_cache(directory: Path, threads: int, report: Callable[[int], None]) -> int:
+    """Reads every byte of a cache and compares it with the manifest.
+
+    Args:
+        directory: the cache.
+        threads: how many shards are read at once.
+        report: is told the number of shards that were found good so far.
+
+    Returns:
+        The number of shards.
+
+    Raises:
+        UserError: naming every shard that is missing or damaged.
+    """
+    manifest = read_manifest(directory)
+    shards = list(manifest.all_shards())
+    bad: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        outcomes = pool.map(functools.partial(_fault, directory), shards)
+        try:
+            for shard, fault in zip(shards, outcomes, strict=True):
+                if fault:
+                    bad.append(f"{directory / shard.file} ({fault})")
+                else:
+                    report(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(shards)} cached shards are bad: {', '.join(bad)}; delete them and "
+            "run the same t5g2 cache again, which makes them anew"
+        )
+    return len(shards)
+
+
+def check_size(directory: Path, shard: Shard) -> None:
+    """Compares a shard's size with the manifest's.
+
+    Raises:
+        UserError: it is missing or has another size.
+    """
+    path = directory / shard.file
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(
+            f"cached shard {path} is missing: run the same t5g2 cache again, which makes it anew"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cached shard {path} cannot be read: {error.strerror}") from None
+    if size != shard.bytes:
+        raise damaged(path, f"{size:,} bytes instead of {shard.bytes:,}")
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged(path: Path, fault: str) -> UserError:
+    """The error that names a damaged shard."""
+    return UserError(
+        f"cached shard {path} is damaged ({fault}): delete it and run the same t5g2 cache again"
+    )
+
+
+def _fault(directory: Path, shard: Shard) -> str:
+    """What is wrong with a shard; nothing if it is good."""
+    path = directory / shard.file
+    try:
+        if path.stat().st_size != shard.bytes:
+            return f"{path.stat().st_size:,} bytes instead of {shard.bytes:,}"
+        return "" if sha256_of(path) == shard.sha256 else "checksum mismatch"
+    except OSError as error:
+        return error.strerror or "cannot be read"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(";")[0]

@@ -1,0 +1,155 @@
+"""What a cache of tokenised documents is on disk: its shards, their records, and the manifest.
+
+- `DIR/<split>/<source>-00000-of-00004.array_record`: a range of the source's documents.
+- `DIR/tokenizer/`: what they were tokenised with.
+- `DIR/manifest.json`: written last; without it there is no cache.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from t5g2.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# What an unfinished cache keeps of its finished shards, and its temporary files.
+PARTIAL_DIR = ".partial"
+
+# Shards are for parallel work and for going on after a kill; each costs a reader a file handle.
+DOCUMENTS_PER_SHARD = 256
+MOST_SHARDS = 256
+
+_CRC_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A file with a contiguous range of a source's documents.
+
+    Attributes:
+        file: its path in the cache.
+        documents: how many it holds.
+        characters: of their text.
+        tokens: of all of them.
+        bytes: its size.
+        sha256: its checksum, hexadecimal.
+    """
+
+    file: str
+    documents: int
+    characters: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a complete cache holds.
+
+    Attributes:
+        plan: what was to be cached: format, dtype of the token ids, tokenizer (fingerprint,
+            vocabulary and special ids), and per split and source the number of documents and the
+            fingerprint, as sections of values. Two caches of one plan are the same bytes.
+        info: what the maker of the cache knows of each source and of the corpus; JSON values.
+        shards: of each split, of each source, in the order of the documents.
+    """
+
+    plan: dict[str, Any]
+    info: dict[str, Any]
+    shards: dict[str, dict[str, list[Shard]]]
+
+    def all_shards(self) -> Iterator[Shard]:
+        """Every shard, split by split and source by source."""
+        for sources in self.shards.values():
+            for shards in sources.values():
+                yield from shards
+
+    def total(self, split: str, source: str, what: str) -> int:
+        """The sum of a field of `Shard` over a source."""
+        return sum(getattr(shard, what) for shard in self.shards[split][source])
+
+    def fingerprint(self) -> str:
+        """Changes when any shard does: 16 hexadecimal digits."""
+        sums = "".join(shard.sha256 for shard in self.all_shards())
+        return hashlib.sha256(sums.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """As text; `read_manifest` reads it back."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a complete cache.
+
+    Raises:
+        UserError: no cache, an unfinished one, or one in a format that this version cannot read.
+    """
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        if (directory / PARTIAL_DIR).is_dir():
+            raise UserError(
+                f"the cache {directory} is unfinished: run the same t5g2 cache again, which goes on"
+            ) from None
+        raise UserError(f"{directory} is no cache: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: make the cache anew") from None
+    found = content["plan"].get("format") if isinstance(content.get("plan"), dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: format {found}, this t5g2 reads {FORMAT}: make the cache anew")
+    shards = {
+        split: {name: [Shard(**shard) for shard in found] for name, found in sources.items()}
+        for split, sources in content["shards"].items()
+    }
+    return Manifest(plan=content["plan"], info=content["info"], shards=shards)
+
+
+def shard_count(documents: int) -> int:
+    """How many shards a source has: a function of its number of documents alone."""
+    return max(1, min(MOST_SHARDS, -(-documents // DOCUMENTS_PER_SHARD)))
+
+
+def shard_range(documents: int, number: int) -> range:
+    """The documents in shard `number` of a source with so many."""
+    count = shard_count(documents)
+    return range(number * documents // count, (number + 1) * documents // count)
+
+
+def shard_file(split: str, source: str, number: int, count: int) -> str:
+    """The path of a shard in its cache."""
+    return f"{split}/{source}-{number:05}-of-{count:05}.array_record"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type, little-endian, that holds every id."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def to_record(tokens: Int[np.ndarray, " n"], dtype: np.dtype) -> bytes:
+    """A document as a record: CRC-32 of the token ids, little-endian, then the ids."""
+    body = tokens.astype(dtype).tobytes()
+    return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
+
+
+def from_record(record: bytes, dtype: np.dtype) -> Int32[np.ndarray, " n"]:
+    """The token ids in a record.
+
+    Raises:
+        ValueError: the checksum does not match.
+    """
+    body = memoryview(record)[_CRC_BYTES:]
+    if zlib.crc32(body) != int.from_bytes(record[:_CRC_BYTES], "little"):
+        raise ValueError("checksum mismatch")
+    return np.frombuffer(body, dtype).astype(np.int32)

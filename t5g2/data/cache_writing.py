@@ -1,0 +1,365 @@
+"""Writing a cache of tokenised documents: shard by shard, on many processes, after any kill.
+
+What a shard holds depends on the documents alone. A shard is written under a temporary name, read
+back, and only then renamed; a note beside it keeps its counts until the manifest is written.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from t5g2 import config
+from t5g2.data.cache import check_size, open_shard, sha256_of
+from t5g2.data.cache_format import (
+    FORMAT,
+    MANIFEST,
+    PARTIAL_DIR,
+    Manifest,
+    Shard,
+    read_manifest,
+    shard_count,
+    shard_file,
+    shard_range,
+    to_record,
+    token_dtype,
+)
+from t5g2.data.tokenizer import Tokenizer
+from t5g2.errors import UserError
+from t5g2.files import write_atomically
+
+# A group a record: random access reads one. Token ids hardly compress, and reading is what counts.
+_WRITER_OPTIONS = "group_size:1,uncompressed,max_parallelism:1"
+_PLAN_FILE = "plan.json"
+# Documents between two reports of a shard's progress, tokens between two counts of them.
+_REPORT_EVERY = 32
+_COUNT_EVERY = 2**20
+
+Report = Callable[[int, int], None]
+TokenCounts = Int[np.ndarray, " vocabulary"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One source in one split.
+
+    Attributes:
+        split: "train" or "heldout".
+        source: its name; also part of the shards' file names.
+        texts: the documents, in order; readable by number in any process it is pickled to.
+        fingerprint: changes when the documents do.
+    """
+
+    split: str
+    source: str
+    texts: Sequence[str]
+    fingerprint: str
+
+
+class Todo(NamedTuple):
+    """A shard to be written: the number of its part, and its own number in the part."""
+
+    part: int
+    shard: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheWriter:
+    """Writes the shards of one cache, in whichever process; picklable.
+
+    Attributes:
+        directory: the cache.
+        parts: all that is to be in it.
+        tokenizer: what the documents are tokenised with.
+    """
+
+    directory: Path
+    parts: tuple[Part, ...]
+    tokenizer: Tokenizer
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """What determines the bytes of the cache; see `Manifest`."""
+        tokenizer = self.tokenizer
+        return {
+            "cache": {"format": FORMAT, "dtype": token_dtype(tokenizer.vocab_size).str},
+            "tokenizer": {
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "pad_id": tokenizer.pad_id,
+                "eos_id": tokenizer.eos_id,
+                "bos_id": tokenizer.bos_id,
+                "first_sentinel_id": tokenizer.sentinel_ids.start,
+                "sentinels": len(tokenizer.sentinel_ids),
+            },
+            **{
+                f"{part.split}/{part.source}": {
+                    "documents": len(part.texts),
+                    "fingerprint": part.fingerprint,
+                }
+                for part in self.parts
+            },
+        }
+
+    def todo(self) -> list[Todo]:
+        """Every shard of the cache."""
+        return [
+            Todo(number, shard)
+            for number, part in enumerate(self.parts)
+            for shard in range(shard_count(len(part.texts)))
+        ]
+
+    def file(self, todo: Todo) -> str:
+        """The path of a shard in the cache."""
+        part = self.parts[todo.part]
+        return shard_file(part.split, part.source, todo.shard, shard_count(len(part.texts)))
+
+    def write(self, todo: Todo, report: Report) -> None:
+        """Writes one shard and the note of what it holds.
+
+        Args:
+            todo: which one.
+            report: is told of documents and tokens as they are written.
+
+        Raises:
+            UserError: a document cannot be read or tokenised, or the shard cannot be written.
+        """
+        file = self.file(todo)
+        temporary = self._partial / f"{uuid.uuid4().hex}.tmp"
+        try:
+            shard, counts = self._fill(temporary, file, todo, report)
+            (self.directory / file).parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(self.directory / file)
+            write_atomically(self._note(file), _note_bytes(shard, counts))
+        except OSError as error:
+            raise _cannot_write(self.directory / file, error) from None
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def note(self, todo: Todo) -> tuple[Shard, TokenCounts] | None:
+        """What a finished shard holds and how often each token; None: it is not finished."""
+        file = self.file(todo)
+        try:
+            with np.load(self._note(file)) as note:
+                shard = Shard(**json.loads(str(note["shard"])))
+                counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+                counts[note["ids"]] = note["counts"]
+            check_size(self.directory, shard)
+        except (FileNotFoundError, UserError):
+            return None
+        return shard, counts
+
+    @property
+    def _partial(self) -> Path:
+        return self.directory / PARTIAL_DIR
+
+    def _note(self, file: str) -> Path:
+        return self._partial / f"{file}.npz"
+
+    def _fill(
+        self, temporary: Path, file: str, todo: Todo, report: Report
+    ) -> tuple[Shard, TokenCounts]:
+        """Writes the records of a shard and reads them back."""
+        part = self.parts[todo.part]
+        documents = shard_range(len(part.texts), todo.shard)
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+        uncounted = [np.zeros(0, np.int32)]
+        characters = tokens = waiting = reported = checksum = 0
+        with _new_shard(temporary) as add:
+            for done, index in enumerate(documents, start=1):
+                text = part.texts[index]
+                ids = self.tokenizer.encode(text)
+                record = to_record(ids, dtype)
+                add(record)
+                checksum = zlib.crc32(record, checksum)
+                characters, tokens = characters + len(text), tokens + len(ids)
+                uncounted.append(ids)
+                waiting += len(ids)
+                if waiting > _COUNT_EVERY or done == len(documents):
+                    counts += np.bincount(np.concatenate(uncounted), minlength=len(counts))
+                    uncounted, waiting = [], 0
+                if done % _REPORT_EVERY == 0 or done == len(documents):
+                    report((done - 1) % _REPORT_EVERY + 1, tokens - reported)
+                    reported = tokens
+        if _read_back(temporary, len(documents)) != checksum:
+            raise OSError("it does not read as it was written")
+        shard = Shard(
+            file=file,
+            documents=len(documents),
+            characters=characters,
+            tokens=tokens,
+            bytes=temporary.stat().st_size,
+            sha256=sha256_of(temporary),
+        )
+        return shard, counts
+
+
+@contextlib.contextmanager
+def _new_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives a function that adds a record; afterwards the file is on the disk.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    def attempt(action: Callable[..., object], *args: object) -> Any:
+        try:
+            return action(*args)
+        except RuntimeError as error:  # the library's, with the system's reason in its message
+            raise OSError(str(error).partition(";")[0]) from None
+
+    writer = attempt(ArrayRecordWriter, str(path), _WRITER_OPTIONS)
+    yield lambda record: attempt(writer.write, record)
+    attempt(writer.close)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def cache_directory(directory: Path) -> Iterator[None]:
+    """Opens a directory for writing a cache, new or begun, to this process alone.
+
+    Raises:
+        UserError: it holds something else, cannot be written, or another process writes there.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out {directory} is a file")
+    names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if names and not names & {MANIFEST, PARTIAL_DIR}:
+        raise UserError(f"--out {directory} is not empty and holds no cache: name another one")
+    partial = directory / PARTIAL_DIR
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with (partial / "lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another t5g2 cache is writing {directory}: wait for it") from None
+            for left_over in partial.glob("*.tmp"):
+                left_over.unlink()
+            yield
+            if (directory / MANIFEST).exists():
+                shutil.rmtree(partial)
+    except OSError as error:
+        raise _cannot_write(directory, error) from None
+
+
+def write_cache(
+    writer: CacheWriter,
+    run: Callable[[list[Todo]], None],
+    describe: Callable[[dict[str, dict[str, TokenCounts]]], dict[str, Any]],
+) -> Manifest:
+    """Makes a cache whole, inside `cache_directory`: only what is missing is written.
+
+    Args:
+        writer: of the cache.
+        run: has shards written, by `writer.write`, in any order and in any processes.
+        describe: makes the manifest's `info` from how often each token occurs in the sources of
+            each split; JSON values.
+
+    Raises:
+        UserError: the directory holds the cache of other documents or of another tokenizer, or
+            something cannot be read or written.
+    """
+    directory = writer.directory
+    plan_path = directory / PARTIAL_DIR / _PLAN_FILE
+    plan = writer.plan()
+    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    if manifest is not None:
+        _check_plan(directory, manifest.plan, plan)
+        known = {shard.file: shard for shard in manifest.all_shards()}
+    elif plan_path.exists():
+        _check_plan(directory, json.loads(plan_path.read_bytes()), plan)
+    else:
+        write_atomically(plan_path, json.dumps(plan))
+    if manifest is not None:
+        run([todo for todo in writer.todo() if not _is_whole(directory, known[writer.file(todo)])])
+        for todo in writer.todo():
+            note = writer.note(todo)
+            if note is not None and note[0] != known[note[0].file]:
+                raise UserError(
+                    f"{directory / note[0].file}, made anew, is not what the manifest says: the "
+                    "documents changed; make the cache anew"
+                )
+    else:
+        run([todo for todo in writer.todo() if writer.note(todo) is None])
+        manifest = _manifest(writer, describe)
+        write_atomically(directory / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def _manifest(
+    writer: CacheWriter, describe: Callable[[dict[str, dict[str, TokenCounts]]], dict[str, Any]]
+) -> Manifest:
+    """Gathers the notes of all shards."""
+    shards: dict[str, dict[str, list[Shard]]] = {}
+    counts: dict[str, dict[str, TokenCounts]] = {}
+    for todo in writer.todo():
+        part = writer.parts[todo.part]
+        note = writer.note(todo)
+        if note is None:
+            raise UserError(
+                f"{writer.directory / writer.file(todo)} was not written: is {writer.directory} "
+                "the same directory on every machine of the runner?"
+            )
+        shards.setdefault(part.split, {}).setdefault(part.source, []).append(note[0])
+        sums = counts.setdefault(part.split, {})
+        sums[part.source] = sums.get(part.source, 0) + note[1]
+    return Manifest(plan=writer.plan(), info=describe(counts), shards=shards)
+
+
+def _check_plan(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = config.differences(old, new)
+    if changed:
+        raise UserError(
+            f"{directory} holds the cache of other data: {'; '.join(changed)}. Use another --out, "
+            "or what it was made from"
+        )
+
+
+def _is_whole(directory: Path, shard: Shard) -> bool:
+    try:
+        check_size(directory, shard)
+    except UserError:
+        return False
+    return True
+
+
+def _note_bytes(shard: Shard, counts: TokenCounts) -> bytes:
+    buffer = io.BytesIO()
+    ids = np.flatnonzero(counts)
+    text = json.dumps(dataclasses.asdict(shard))
+    np.savez(buffer, shard=np.array(text), ids=ids, counts=counts[ids])
+    return buffer.getvalue()
+
+
+def _read_back(path: Path, documents: int) -> int:
+    """The checksum of all records of a shard."""
+    reader = open_shard(path)
+    if reader.num_records() != documents:
+        return -1
+    checksum = 0
+    for index in range(documents):
+        checksum = zlib.crc32(reader.read(index, index + 1)[0], checksum)
+    return checksum
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}; once mended, run the same command again")
