@@ -43,7 +43,7 @@ class T5Gemma2(nnx.Module):
         tokens = self.vision(images.reshape(rows * count, *images.shape[2:]))
         return tokens.reshape(rows, -1, tokens.shape[-1])
 
-    def _embed(
+    def embed(
         self, ids: Int[Array, "B S"], visual: Float[Array, "B N W"] | None
     ) -> Float[Array, "B S D"]:
         embedded = self.embedder(ids)
@@ -76,7 +76,7 @@ class T5Gemma2(nnx.Module):
             window = encoder_window(self.config, is_global)
             return layer(x, tokens, rotate[is_global], window)
 
-        return Memory(self.encoder(self._embed(ids, visual), apply), tokens)
+        return Memory(self.encoder(self.embed(ids, visual), apply), tokens)
 
     def decode(
         self, ids: Int[Array, "B T"], tokens: Tokens, memory: Memory

@@ -13,8 +13,20 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 torch.set_num_threads(1)
 
-VOCABULARY, EOI, PAD, IGNORED = 131, 11, 0, -100
+VOCABULARY, BOI, EOI, IMAGE, PAD, IGNORED = 131, 10, 11, 12, 0, -100
 
+# A vision tower of four visual tokens an image.
+SMALL_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 7,
+    "vision_use_head": False,
+}
+IMAGE_TOKENS = 4
 # transformers always builds a vision tower: the least one.
 LEAST_VISION = {
     "model_type": "siglip_vision_model",
@@ -29,9 +41,18 @@ LEAST_VISION = {
 
 
 def hf_config(
-    *, heads=4, kv_heads=1, window=8, period=3, layers=4, softcap=None, factor=8.0, width=64
+    *,
+    heads=4,
+    kv_heads=1,
+    window=8,
+    period=3,
+    layers=4,
+    softcap=None,
+    factor=8.0,
+    width=64,
+    vision=False,
 ):
-    """A tiny T5Gemma2Config, made by transformers alone."""
+    """A tiny T5Gemma2Config, made by transformers alone; with `vision`, images have four tokens."""
     text = {
         "vocab_size": VOCABULARY,
         "hidden_size": width,
@@ -54,12 +75,12 @@ def hf_config(
     }
     encoder = {
         "text_config": text,
-        "vision_config": dict(LEAST_VISION),
-        "mm_tokens_per_image": 1,
-        "boi_token_index": 10,
+        "vision_config": dict(SMALL_VISION if vision else LEAST_VISION),
+        "mm_tokens_per_image": IMAGE_TOKENS if vision else 1,
+        "boi_token_index": BOI,
         "eoi_token_index": EOI,
     }
-    return T5Gemma2Config(encoder=encoder, decoder=dict(text), image_token_index=12)
+    return T5Gemma2Config(encoder=encoder, decoder=dict(text), image_token_index=IMAGE)
 
 
 def random_model(seed, **settings):
@@ -105,6 +126,18 @@ def batch(seed, *, encoder_length=29, decoder_length=23):
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
+def batch_with_images(seed, **lengths):
+    """As `batch`, but its rows hold 0, 1, 3 and 1 images; pixel_values has the five."""
+    arrays = batch(seed, **lengths)
+    image = [BOI, *[IMAGE] * IMAGE_TOKENS, EOI]
+    for row, starts in enumerate([[], [5], [10, 16, 23], [6]]):
+        for start in starts:
+            arrays["input_ids"][row, start : start + len(image)] = image
+    size = SMALL_VISION["image_size"]
+    pixels = np.random.default_rng(seed).uniform(-1, 1, (5, 3, size, size))
+    return {**arrays, "pixel_values": pixels.astype(np.float32)}
+
+
 def torch_batch(arrays):
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
@@ -131,6 +164,8 @@ def run(model, arrays):
         "encoder/final_norm": text.norm,
         "decoder/final_norm": model.model.decoder.norm,
     }
+    if "pixel_values" in arrays:
+        modules["image_features"] = model.model.encoder.multi_modal_projector
     for stack, layers in (("encoder", text.layers), ("decoder", model.model.decoder.layers)):
         modules |= {f"{stack}/{i}": layer for i, layer in enumerate(layers)}
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]

@@ -19,7 +19,8 @@ from t5g2.interop.names import NAMES, canonical
 from t5g2.models.attention import decoder_window, encoder_window
 from t5g2.models.config import TINY
 from t5g2.models.stack import Tokens, rotations
-from t5g2.models.t5gemma2 import abstract_model, parameter_tree
+from t5g2.models.t5gemma2 import abstract_model, parameter_tree, split_frozen
+from t5g2.models.vision import images_by_row
 
 
 def model_of(config, params):
@@ -48,10 +49,19 @@ def tokens_of(mask):
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def with_slots(config, arrays):
+    """The batch with each row's images in slots of its own, channels last, in `images`."""
+    if "pixel_values" not in arrays:
+        return arrays
+    pixels = np.moveaxis(arrays["pixel_values"], 1, -1)
+    return {**arrays, "images": images_by_row(config, arrays["input_ids"], pixels)}
+
+
 def encode_decode(model, arrays):
     """Encoder output, logits, and the mean loss over the labels that count."""
     labels = arrays["labels"]
-    memory = model.encode(arrays["input_ids"], tokens_of(arrays["attention_mask"]))
+    visual = model.visual_tokens(arrays["images"]) if "images" in arrays else None
+    memory = model.encode(arrays["input_ids"], tokens_of(arrays["attention_mask"]), visual)
     hidden = model.decode(shift_right(labels), tokens_of(jnp.ones(labels.shape)), memory)
     counts = labels != reference.IGNORED
     losses = model.token_losses(hidden, jnp.where(counts, labels, 0))
@@ -70,10 +80,18 @@ def one_layer(layer, x, tokens, rotate, window, memory):
 def run_ours(model, arrays):
     """What `reference.run` gives: the layers one by one, the rest by the whole model."""
     config, seen = model.config, {}
+    arrays = with_slots(config, arrays)
 
     def run(stack, ids, tokens, memory, window):
         rotate = rotations(config, tokens.positions)
         x = seen[f"{stack}/embeddings"] = model.embedder(ids)
+        if stack == "encoder" and "images" in arrays:
+            visual = model.visual_tokens(arrays["images"])
+            counts = np.sum(ids == reference.IMAGE, axis=1) // reference.IMAGE_TOKENS
+            used = np.arange(arrays["images"].shape[1]) < counts[:, None]
+            features = model.projector(visual).reshape(*used.shape, reference.IMAGE_TOKENS, -1)
+            seen["image_features"] = features[used]
+            x = model.embed(ids, visual)
         layers = quick_jit(lambda stack: stack.unstacked())(getattr(model, stack))
         for i, layer in enumerate(layers):
             is_global = config.is_global(i)
@@ -111,42 +129,51 @@ CASES = {
         {"heads": 8, "kv_heads": 4, "window": 7, "period": 3, "layers": 4, "softcap": 3.0},
         {"scan_layers": False},
     ),
+    "rows with no, one and three images": (
+        {"heads": 8, "kv_heads": 4, "window": 7, "period": 2, "layers": 4, "vision": True},
+        {},
+    ),
 }
+
+
+def batch_for(settings, seed, **lengths):
+    make = reference.batch_with_images if settings.get("vision") else reference.batch
+    return make(seed, **lengths)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_layer_equals_transformers(case, tmp_path):
     settings, execution = CASES[case]
     reference.save_model(tmp_path, 1, **settings)
-    arrays = reference.batch(1)
+    arrays = batch_for(settings, 1)
     computed = run_ours(ours_of(tmp_path, **execution), arrays)
     for implementation in ("eager", "sdpa"):
         theirs = reference.load_model(tmp_path, attn_implementation=implementation)
         assert_close(computed, reference.run(theirs, arrays), arrays)
 
 
-VARIATIONS = list(itertools.product([(4, 1), (8, 4)], [8, 7], [3, 6], [None, 3.0]))
+VARIATIONS = list(itertools.product([(4, 1), (8, 4)], [8, 7], [3, 6], [None, 3.0], [False, True]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(len(VARIATIONS)))
 def test_every_layer_equals_transformers_in_all_variations(seed, tmp_path):
-    (heads, kv_heads), window, period, softcap = VARIATIONS[seed]
-    reference.save_model(
-        tmp_path,
-        seed,
-        heads=heads,
-        kv_heads=kv_heads,
-        window=window,
-        period=period,
-        softcap=softcap,
-        layers=14,
-    )
-    arrays = reference.batch(seed, encoder_length=29 + seed, decoder_length=23 + seed)
+    (heads, kv_heads), window, period, softcap, vision = VARIATIONS[seed]
+    settings = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "window": window,
+        "period": period,
+        "softcap": softcap,
+        "vision": vision,
+    }
+    reference.save_model(tmp_path, seed, layers=14, **settings)
+    arrays = batch_for(settings, seed, encoder_length=29 + seed, decoder_length=23 + seed)
     theirs = reference.run(reference.load_model(tmp_path), arrays)
     scanned = run_ours(ours_of(tmp_path, scan_layers=True), arrays)
     assert_close(scanned, theirs, arrays)
-    _, logits, loss = forward(ours_of(tmp_path, scan_layers=False), arrays)
+    model = ours_of(tmp_path, scan_layers=False)
+    _, logits, loss = forward(model, with_slots(model.config, arrays))
     unrolled = {**scanned, "logits": np.asarray(logits), "loss": np.asarray(loss)}
     assert_close(unrolled, theirs, arrays)
 
@@ -164,13 +191,16 @@ def torch_gradients(model, arrays):
     return loss.item(), gradients
 
 
-def test_the_gradient_of_every_parameter_equals_autograd(tmp_path):
-    reference.save_model(
-        tmp_path, 2, heads=8, kv_heads=4, window=7, period=2, layers=5, softcap=3.0
-    )
-    arrays = reference.batch(2)
-    _, theirs = torch_gradients(reference.load_model(tmp_path), arrays)
+@pytest.mark.parametrize("vision", [False, True])
+def test_the_gradient_of_every_parameter_equals_autograd(vision, tmp_path):
+    settings = {"heads": 8, "kv_heads": 4, "window": 7, "period": 2, "layers": 5, "softcap": 3.0}
+    reference.save_model(tmp_path, 2, vision=vision, **settings)
+    arrays = batch_for({"vision": vision}, 2)
+    model = reference.load_model(tmp_path)
+    model.model.encoder.vision_tower.requires_grad_(False)
+    _, theirs = torch_gradients(model, arrays)
     model = ours_of(tmp_path)
+    arrays = with_slots(model.config, arrays)
     gradient = quick_jit(jax.grad(lambda model: encode_decode(model, arrays)[2]))(model)
     ours = traverse_util.flatten_dict(parameter_tree(gradient), sep="/")
     for name in NAMES:
@@ -183,12 +213,14 @@ def test_the_gradient_of_every_parameter_equals_autograd(tmp_path):
     assert not theirs
 
 
-def test_twenty_steps_of_adamw_give_the_losses_of_torch(tmp_path):
-    reference.save_model(tmp_path, 3, period=2, layers=2)
-    batches = [reference.batch(seed % 2) for seed in range(20)]
+@pytest.mark.parametrize("vision", [False, True])
+def test_twenty_steps_of_adamw_give_the_losses_of_torch(vision, tmp_path):
+    reference.save_model(tmp_path, 3, period=2, layers=2, vision=vision)
+    batches = [batch_for({"vision": vision}, seed % 2) for seed in range(20)]
     rates = {"weight_decay": 0.1, "eps": 1e-8}
 
     theirs = reference.load_model(tmp_path)
+    theirs.model.encoder.vision_tower.requires_grad_(False)
     torch_optimizer = torch.optim.AdamW(theirs.parameters(), 3e-3, betas=(0.9, 0.95), **rates)
     expected = []
     for arrays in batches:
@@ -196,20 +228,20 @@ def test_twenty_steps_of_adamw_give_the_losses_of_torch(tmp_path):
         torch_optimizer.step()
 
     config, params = load_hf(tmp_path)
-    params = jax.tree.map(jnp.asarray, params)
+    params, frozen = split_frozen(jax.tree.map(jnp.asarray, params))
     optimizer = optax.adamw(3e-3, b1=0.9, b2=0.95, **rates)
 
     @quick_jit
     def step(params, state, arrays):
         loss, gradient = jax.value_and_grad(
-            lambda params: encode_decode(model_of(config, params), arrays)[2]
+            lambda params: encode_decode(model_of(config, {**params, **frozen}), arrays)[2]
         )(params)
         updates, state = optimizer.update(gradient, state, params)
         return loss, optax.apply_updates(params, updates), state
 
     state, losses = optimizer.init(params), []
     for arrays in batches:
-        loss, params, state = step(params, state, arrays)
+        loss, params, state = step(params, state, with_slots(config, arrays))
         losses.append(float(loss))
     assert expected[-1] < 0.9 * expected[0]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
