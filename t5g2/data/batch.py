@@ -1,5 +1,6 @@
 """Packed arrays: what the train step is fed, under the field's names."""
 
+import functools
 import zlib
 from collections.abc import Sequence
 
@@ -17,7 +18,8 @@ def empty_batch(rows: int, inputs_length: int, targets_length: int) -> Batch:
     count from 1), encoder_positions. int32 [rows, targets_length]: decoder_input_tokens (targets
     shifted right behind bos, example by example), decoder_target_tokens, decoder_segment_ids,
     decoder_positions, decoder_task_ids. float32 [rows, targets_length]: decoder_loss_weights.
-    uint32 [rows]: row_digest, a checksum of the row's tokens.
+    uint32 [rows]: row_digest, a checksum of which examples stand in the row (task, document, start
+    and length of each) and of its tokens.
     """
     batch: Batch = {}
     for side, length, tokens in (
@@ -33,20 +35,29 @@ def empty_batch(rows: int, inputs_length: int, targets_length: int) -> Batch:
 
 def fill_row(batch: Batch, row: int, pieces: Sequence[Piece], bos_id: int) -> None:
     """Writes the examples of one row into an empty one of `batch`."""
+    arrays = {name: array[row] for name, array in batch.items()}
+    positions = _counting(max(arrays["encoder_positions"].size, arrays["decoder_positions"].size))
+    decoder_inputs = arrays["decoder_input_tokens"]
     s = t = 0
     for segment, piece in enumerate(pieces, start=1):
         inputs, targets = piece.example
         left, right = slice(s, s + len(inputs)), slice(t, t + len(targets))
-        batch["encoder_input_tokens"][row, left] = inputs
-        batch["encoder_segment_ids"][row, left] = segment
-        batch["encoder_positions"][row, left] = np.arange(len(inputs))
-        batch["decoder_input_tokens"][row, t] = bos_id
-        batch["decoder_input_tokens"][row, t + 1 : right.stop] = targets[:-1]
-        batch["decoder_target_tokens"][row, right] = targets
-        batch["decoder_segment_ids"][row, right] = segment
-        batch["decoder_positions"][row, right] = np.arange(len(targets))
-        batch["decoder_task_ids"][row, right] = piece.task
-        batch["decoder_loss_weights"][row, right] = 1.0
+        arrays["encoder_input_tokens"][left] = inputs
+        arrays["encoder_segment_ids"][left] = segment
+        arrays["encoder_positions"][left] = positions[: len(inputs)]
+        decoder_inputs[t] = bos_id
+        decoder_inputs[t + 1 : right.stop] = targets[:-1]
+        arrays["decoder_target_tokens"][right] = targets
+        arrays["decoder_segment_ids"][right] = segment
+        arrays["decoder_positions"][right] = positions[: len(targets)]
+        arrays["decoder_task_ids"][right] = piece.task
         s, t = left.stop, right.stop
-    digest = zlib.crc32(batch["encoder_input_tokens"][row].tobytes())
-    batch["row_digest"][row] = zlib.crc32(batch["decoder_target_tokens"][row].tobytes(), digest)
+    arrays["decoder_loss_weights"][:t] = 1.0
+    digest = zlib.crc32(np.array([piece[:4] for piece in pieces], np.int64).tobytes())
+    digest = zlib.crc32(arrays["encoder_input_tokens"], digest)
+    batch["row_digest"][row] = zlib.crc32(arrays["decoder_target_tokens"], digest)
+
+
+@functools.cache
+def _counting(length: int) -> np.ndarray:
+    return np.arange(length, dtype=np.int32)

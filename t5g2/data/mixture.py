@@ -12,7 +12,11 @@ from t5g2.errors import UserError
 
 
 class TokenSource(Protocol):
-    """Documents by number, as token ids; reading one twice gives the same."""
+    """Documents by number, as token ids; reading one twice gives the same.
+
+    A source that cannot be read at random, only forward, says so by an attribute
+    `sequential = True`: its documents then come in its own order.
+    """
 
     def __len__(self) -> int: ...
 
@@ -80,21 +84,30 @@ class DataConfig:
     Attributes:
         inputs_length: encoder tokens in a row (S).
         targets_length: decoder tokens in a row (T).
-        denoisers: dictionaries with the fields of `Denoiser`; empty: T5Gemma 2's five.
+        denoisers: the name of a preset ("t5gemma2": T5Gemma 2's five; "ul2": UL2's seven;
+            "ul2_with_modes": these with the mode tokens [R], [S] and [X]), or dictionaries with the
+            settings of `Denoiser`.
         bos_on_inputs: whether each example's encoder input starts with bos, as Gemma's tokenizer
             does at inference.
         seed: of the order of documents, the choice of denoisers and the noise.
+        workers: processes that make the rows of a host (at most one for each of its rows), whose
+            number changes nothing else; 0: a thread of the training process makes them.
     """
 
     inputs_length: int
     targets_length: int
-    denoisers: tuple[Mapping[str, Any], ...] = ()
+    denoisers: str | tuple[Mapping[str, Any], ...] = "t5gemma2"
     bos_on_inputs: bool = True
     seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, not {self.workers}")
 
     def made_denoisers(self) -> tuple[Denoiser, ...]:
         """The denoisers that the settings name."""
-        return denoisers_from(self.denoisers) if self.denoisers else T5GEMMA2_UL2
+        return denoisers_from(self.denoisers)
 
 
 def check_lengths(mixture: Mixture, inputs_length: int, targets_length: int) -> None:
@@ -105,6 +118,11 @@ def check_lengths(mixture: Mixture, inputs_length: int, targets_length: int) -> 
     """
     for task in mixture.tasks:
         denoiser = task.denoiser
+        if denoiser.mode is not None and not denoiser.mode_ids:
+            raise UserError(
+                f"denoiser {denoiser.name}: the tokens of mode {denoiser.mode!r} are not known; "
+                "make the mixture with t5g2.data.ul2.with_mode_ids"
+            )
         longest = denoiser.longest(inputs_length, targets_length, mixture.special)
         wanted = 1 if denoiser.mean_span is None else round(denoiser.mean_span)
         shortest = max(int(wanted / denoiser.corruption_rate), 2)

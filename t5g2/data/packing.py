@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from t5g2.data.mixture import Mixture, check_lengths
+from t5g2.data.mixture import Mixture, TokenSource, check_lengths
 from t5g2.data.sampling import TaskChoice, key, permute
-from t5g2.data.ul2 import Denoiser, Example, SpecialTokens, philox
+from t5g2.data.ul2 import Example, Philox, Sizes
 from t5g2.errors import UserError
 
 # A row is closed when less than this share of it would fit as the next piece of a longer document.
@@ -46,6 +46,10 @@ class RowStream:
     of that source goes on from there. The d-th document of source s in row r is document number
     `d * rows + r` of the endless sequence of keyed permutations of the source, one per epoch.
 
+    A source that is sequential has no permutation: `d * rows + r` counts its documents in its own
+    order. As rows use up theirs at their own pace, a little behind or ahead of one another, such a
+    source is asked for documents within a window that moves forward.
+
     The cursor of a row is an int32 array [1 + 2 * sources]: the number of its next example, then
     for each source the number of the current document's draw and the offset in it.
 
@@ -67,10 +71,15 @@ class RowStream:
         self.cursor_length = 1 + 2 * len(mixture.sources)
         self._choose = TaskChoice(mixture.rates, seed)
         self._order_seeds = [key("order", seed, source.name) for source in mixture.sources]
-        self._noise_seed = key("noise", seed)
+        self._noise = Philox(key("noise", seed))
         self._smallest_piece = max(int((inputs_length + targets_length) * SMALLEST_PIECE), 2)
-        # The tokens of each (row, source)'s current document: a cache, no state.
-        self._current: dict[tuple[int, int], tuple[int, Int[np.ndarray, " n"]]] = {}
+        sizes = {
+            denoiser: Sizes(denoiser, self.room, mixture.special)
+            for denoiser in {task.denoiser for task in self.tasks}
+        }
+        self._sizes = [sizes[task.denoiser] for task in self.tasks]
+        # The draw, number and tokens of each (row, source)'s current document: a cache, no state.
+        self._current: dict[tuple[int, int], tuple[int, int, Int[np.ndarray, " n"]]] = {}
 
     def start(self) -> Int[np.ndarray, "rows cursor"]:
         """Cursors of all rows before the first example."""
@@ -78,8 +87,11 @@ class RowStream:
 
     def document_number(self, source: int, row: int, draw: int) -> int:
         """Which document the `draw`-th of a source in a row is: each once per epoch."""
-        size = len(self.mixture.sources[source].documents)
+        documents = self.mixture.sources[source].documents
+        size = len(documents)
         epoch, index = divmod(draw * self.rows + row, size)
+        if is_sequential(documents):
+            return index
         return permute(index, size, key(self._order_seeds[source], epoch))
 
     def next_row(self, row: int, cursor: Cursor) -> tuple[list[Piece], Cursor]:
@@ -95,55 +107,54 @@ class RowStream:
         cursor = cursor.copy()
         inputs_left, targets_left = self.room
         pieces: list[Piece] = []
+        j = int(cursor[0])
+        number, following = self._choose(row, j), self._choose(row, j + 1)
         while True:
-            j = int(cursor[0])
-            number = self._choose(row, j)
-            task = self.tasks[number]
-            at = 1 + 2 * task.source
-            document, tokens = self._document(task.source, row, cursor[at : at + 2])
-            start = int(cursor[at + 1])
+            task, sizes = self.tasks[number], self._sizes[number]
+            place = cursor[1 + 2 * task.source :][:2]
+            document, tokens = self._document(task.source, row, place)
+            start = place.item(1)
             remaining = len(tokens) - start
-            following = self.tasks[self._choose(row, j + 1)].denoiser
-            most, fair = fair_length(
-                task.denoiser, following, inputs_left, targets_left, self.mixture.special
-            )
+            most, fair = fair_length(sizes, self._sizes[following], inputs_left, targets_left)
             # In very unequal room even the longest piece is small: a row is never left empty.
             if pieces and most < min(remaining, self._smallest_piece):
                 return pieces, cursor
             length = min(remaining, fair)
-            bits = philox(self._noise_seed, row, j)
-            example = task.denoiser(tokens[start : start + length], bits, self.mixture.special)
+            example = task.denoiser(
+                tokens[start : start + length], self._noise(row, j), self.mixture.special
+            )
             pieces.append(Piece(number, document, start, length, example))
             inputs_left -= len(example.inputs)
             targets_left -= len(example.targets)
-            cursor[0] = j + 1
-            if length == remaining:
-                cursor[at] += 1
-                cursor[at + 1] = 0
-            else:
-                cursor[at + 1] = start + length
+            place[:] = (place.item(0) + 1, 0) if length == remaining else (place[0], start + length)
+            j += 1
+            cursor[0] = j
+            number, following = following, self._choose(row, j + 1)
 
     def _document(self, source: int, row: int, place: Cursor) -> tuple[int, Int[np.ndarray, " n"]]:
-        """Number and tokens of the document at `place` = [draw, offset], past empty ones."""
+        """Number and tokens of the document at `place` = [draw, offset], past used-up ones."""
         for _ in range(MOST_EMPTY_DOCUMENTS):
-            draw = int(place[0])
-            number = self.document_number(source, row, draw)
+            draw, offset = place.tolist()
             cached = self._current.get((row, source))
             if cached is None or cached[0] != draw:
-                cached = draw, self.mixture.sources[source].documents[number]
+                number = self.document_number(source, row, draw)
+                cached = draw, number, self.mixture.sources[source].documents[number]
                 self._current[row, source] = cached
-            if len(cached[1]):
-                return number, cached[1]
-            place[0] += 1
+            if offset < len(cached[2]):
+                return cached[1:]
+            place[:] = draw + 1, 0
         raise UserError(
             f"source {self.mixture.sources[source].name}: {MOST_EMPTY_DOCUMENTS:,} documents in a "
             "row hold no text"
         )
 
 
-def fair_length(
-    denoiser: Denoiser, following: Denoiser, inputs: int, targets: int, special: SpecialTokens
-) -> tuple[int, int]:
+def is_sequential(documents: TokenSource) -> bool:
+    """Whether a source can only be read forward."""
+    return getattr(documents, "sequential", False)
+
+
+def fair_length(own: Sizes, following: Sizes, inputs: int, targets: int) -> tuple[int, int]:
     """How long a piece may be in the room that is left, and how long it should be.
 
     Denoisers fill the two sides unequally: prefix language modelling three times as many targets as
@@ -154,13 +165,14 @@ def fair_length(
     Returns:
         The longest piece that fits, and the length that leaves the following example its share.
     """
-    most = denoiser.longest(inputs, targets, special)
-    other = following.longest(inputs, targets, special)
+    most = own.longest(inputs, targets)
+    other = following.longest(inputs, targets)
     if not most or not other:
         return most, most
-    own, next_ = denoiser.lengths(most, special), following.lengths(other, special)
-    a, b = own[0] / inputs, own[1] / targets
-    c, d = next_[0] / inputs, next_[1] / targets
+    own_inputs, own_targets = own.lengths(most)
+    next_inputs, next_targets = following.lengths(other)
+    a, b = own_inputs / inputs, own_targets / targets
+    c, d = next_inputs / inputs, next_targets / targets
     determinant = a * d - b * c
     if abs(determinant) < 1e-6:
         return most, most

@@ -1,5 +1,6 @@
 """Which task and which document come next: pure functions of seed and counters, no state."""
 
+import bisect
 import hashlib
 
 import numpy as np
@@ -54,11 +55,11 @@ class TaskChoice:
     """Picks the task of example j of row r by the tasks' rates."""
 
     def __init__(self, rates: Float64[np.ndarray, " tasks"], seed: int) -> None:
-        self._bounds = np.cumsum(rates / np.sum(rates))[:-1]
+        self._bounds = np.cumsum(rates / np.sum(rates))[:-1].tolist()
         self._shift = key("task", seed)
 
     def __call__(self, row: int, index: int) -> int:
         # Rows start at points that are themselves spread evenly.
         row_shift = int(low_discrepancy(row, 0) * 2**_BITS)
         point = low_discrepancy(index, self._shift + row_shift)
-        return int(np.searchsorted(self._bounds, point, side="right"))
+        return bisect.bisect_right(self._bounds, point)

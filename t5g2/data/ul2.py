@@ -37,13 +37,29 @@ class Example(NamedTuple):
     targets: Tokens
 
 
-def philox(seed: int, *counter: int) -> Bits:
+class Philox:
     """Random bits that are a pure function of a seed and up to three counters.
 
     Raw Philox output is stable over numpy versions, which the methods of `Generator` are not.
     """
-    generator = np.random.Philox(key=seed, counter=[0, *counter, *[0] * (3 - len(counter))])
-    return cast(Bits, generator.random_raw)
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.Philox(key=seed)
+        self._state = self._generator.state
+
+    def __call__(self, *counter: int) -> Bits:
+        """The bits at `counter`, to be drawn before those at another one are asked for."""
+        # Setting the state costs a fifth of making a generator.
+        self._state["state"]["counter"] = np.array(
+            [0, *counter, *[0] * (3 - len(counter))], np.uint64
+        )
+        self._generator.state = self._state
+        return cast(Bits, self._generator.random_raw)
+
+
+def philox(seed: int, *counter: int) -> Bits:
+    """Random bits as `Philox` gives them, of a generator of their own."""
+    return Philox(seed)(*counter)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +72,17 @@ class Denoiser:
         mean_span: average length of a hidden span in tokens (μ); None hides one span that ends the
             piece: prefix language modelling.
         weight: its rate in the mixture, relative to the others'.
+        mode: text put in front of the encoder input (after bos) to tell the model what it is asked
+            for, such as "[R]"; None: nothing.
+        mode_ids: the tokens of `mode`; `with_mode_ids` fills them in.
     """
 
     name: str
     corruption_rate: float
     mean_span: float | None
     weight: float = 1.0
+    mode: str | None = None
+    mode_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.corruption_rate < 1:
@@ -92,7 +113,12 @@ class Denoiser:
     def lengths(self, length: int, special: SpecialTokens) -> tuple[int, int]:
         """Lengths of inputs and targets that a piece of `length` >= 1 tokens becomes."""
         hidden, spans = self.counts(length)
-        return special.bos_on_inputs + length - hidden + spans, hidden + spans + 1
+        head = special.bos_on_inputs + len(self.mode_ids)
+        return head + length - hidden + spans, hidden + spans + 1
+
+    def head(self, special: SpecialTokens) -> list[int]:
+        """What inputs start with."""
+        return [*([special.bos_id] if special.bos_on_inputs else []), *self.mode_ids]
 
     def longest(self, inputs: int, targets: int, special: SpecialTokens) -> int:
         """Longest piece that fits in so much room on both sides; 0 if not even one token fits."""
@@ -109,8 +135,8 @@ class Denoiser:
     def __call__(self, tokens: Tokens, bits: Bits, special: SpecialTokens) -> Example:
         """Hides random spans of a piece of a document.
 
-        Inputs: (bos,) the piece with each hidden span replaced by the next sentinel. Targets: for
-        each span its sentinel and its tokens; then eos.
+        Inputs: (bos,) (mode,) the piece with each hidden span replaced by the next sentinel.
+        Targets: for each span its sentinel and its tokens; then eos.
 
         Args:
             tokens: the piece, at least one token.
@@ -128,41 +154,72 @@ class Denoiser:
                 f"the vocabulary has {len(special.sentinel_ids)}: shorten feature_lengths or use a "
                 "tokenizer with more sentinels"
             )
+        # How many tokens are hidden, and how many kept, before each hidden span.
+        before = np.zeros(spans, np.int64)
         if self.mean_span is None:
-            runs = np.array([length - hidden, hidden, 0])
+            kept = np.array([length - hidden])
         else:
-            runs = np.empty(2 * spans + 1, np.int64)
-            runs[1::2] = _composition(hidden, spans, bits)
+            before[1:] = _cuts(hidden, spans, bits)
             # The outer gaps may be empty, so that either end of a piece may be hidden.
-            runs[0::2] = _composition(length - hidden + 2, spans + 1, bits)
-            runs[[0, -1]] -= 1
-        ends = np.cumsum(runs)
-        starts = ends[0::2][:spans]  # where each hidden span begins
-        is_hidden = np.repeat(np.arange(2 * spans + 1) % 2 == 1, runs)
-        sentinels = np.arange(spans, dtype=np.int32) + special.sentinel_ids.start
-        kept = ~is_hidden
-        kept[starts] = True
-        corrupted = tokens.copy()
-        corrupted[starts] = sentinels
-        head = [special.bos_id] if special.bos_on_inputs else []
-        inputs = np.concatenate([np.array(head, np.int32), corrupted[kept]])
+            kept = _cuts(length - hidden + 2, spans + 1, bits) - 1
+        edges = np.zeros(length + 1, np.int8)
+        edges[kept + before] = 1
+        edges[kept[:-1] + before[1:]] = -1  # spans never touch: no edge is two
+        edges[kept[-1] + hidden] = -1
+        is_hidden = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
+        numbers = np.arange(spans, dtype=np.int32)
+        sentinels = numbers + np.int32(special.sentinel_ids.start)
+        head = self.head(special)
+        inputs = np.empty(len(head) + length - hidden + spans, np.int32)
+        inputs[: len(head)] = head
+        _interleave(inputs[len(head) :], tokens[~is_hidden], sentinels, kept + numbers)
         targets = np.empty(hidden + spans + 1, np.int32)
         targets[-1] = special.eos_id
-        at = np.cumsum(runs[1::2]) - runs[1::2] + np.arange(spans)
-        is_token = np.ones(hidden + spans, bool)
-        is_token[at] = False
-        targets[:-1][is_token] = tokens[is_hidden]
-        targets[at] = sentinels
+        _interleave(targets[:-1], tokens[is_hidden], sentinels, before + numbers)
         return Example(inputs, targets)
 
 
-def _composition(total: int, parts: int, bits: Bits) -> Int[np.ndarray, " parts"]:
-    """A uniformly random way to write `total` as an ordered sum of `parts` positive integers."""
+def _interleave(
+    out: Tokens, tokens: Tokens, sentinels: Tokens, places: Int[np.ndarray, " spans"]
+) -> None:
+    """Fills `out` with tokens, and with sentinels at their places."""
+    is_token = np.ones(len(out), bool)
+    is_token[places] = False
+    out[is_token] = tokens
+    out[places] = sentinels
+
+
+def _cuts(total: int, parts: int, bits: Bits) -> Int[np.ndarray, " parts-1"]:
+    """Where to cut a line of length `total` into `parts` of at least 1: uniformly random."""
     if parts == 1:
-        return np.array([total])
+        return np.zeros(0, np.int64)
     # The smallest of as many random keys as there are places to cut: a uniform subset.
-    cuts = np.argpartition(bits(total - 1), parts - 2)[: parts - 1] + 1
-    return np.diff(np.sort(cuts), prepend=0, append=total)
+    keys = bits(total - 1)
+    largest = np.partition(keys, parts - 2)[parts - 2]
+    return np.flatnonzero(keys <= largest)[: parts - 1] + 1
+
+
+class Sizes:
+    """What pieces of a denoiser need in rows of one size, looked up instead of computed."""
+
+    def __init__(self, denoiser: Denoiser, room: tuple[int, int], special: SpecialTokens) -> None:
+        longest = denoiser.longest(*room, special)
+        needs = [denoiser.lengths(n, special) for n in range(1, longest + 1)]
+        self._needs = np.array([(0, 0), *needs], np.int32)
+        # Of each side alone: the longest piece that fits in the room that is left.
+        self._longest = [
+            np.searchsorted(self._needs[:, side], np.arange(room[side] + 1), "right") - 1
+            for side in (0, 1)
+        ]
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        """As `Denoiser.lengths`."""
+        return self._needs.item(length, 0), self._needs.item(length, 1)
+
+    def longest(self, inputs: int, targets: int) -> int:
+        """As `Denoiser.longest`."""
+        by_inputs, by_targets = self._longest
+        return min(by_inputs.item(inputs), by_targets.item(targets))
 
 
 # T5Gemma 2 (arXiv:2512.14856, section 3): (μ, r) and the rates 1:1:1:1:4. Its fifth, (3/4 L, .75)
@@ -174,15 +231,36 @@ T5GEMMA2_UL2 = (
     Denoiser(name="span32_50", mean_span=32.0, corruption_rate=0.5),
     Denoiser(name="prefix_75", mean_span=None, corruption_rate=0.75, weight=4.0),
 )
+# UL2 (arXiv:2205.05131, section 3.1), at equal rates: two R-denoisers, the S-denoiser, and four
+# X-denoisers. The modes are the paper's.
+UL2_WITH_MODES = (
+    Denoiser(name="span3_15", mean_span=3.0, corruption_rate=0.15, mode="[R]"),
+    Denoiser(name="span8_15", mean_span=8.0, corruption_rate=0.15, mode="[R]"),
+    Denoiser(name="prefix_25", mean_span=None, corruption_rate=0.25, mode="[S]"),
+    Denoiser(name="span3_50", mean_span=3.0, corruption_rate=0.5, mode="[X]"),
+    Denoiser(name="span8_50", mean_span=8.0, corruption_rate=0.5, mode="[X]"),
+    Denoiser(name="span64_15", mean_span=64.0, corruption_rate=0.15, mode="[X]"),
+    Denoiser(name="span64_50", mean_span=64.0, corruption_rate=0.5, mode="[X]"),
+)
+UL2 = tuple(dataclasses.replace(denoiser, mode=None) for denoiser in UL2_WITH_MODES)
+
+PRESETS = {"t5gemma2": T5GEMMA2_UL2, "ul2": UL2, "ul2_with_modes": UL2_WITH_MODES}
 
 
-def denoisers_from(specs: Sequence[Mapping[str, Any]]) -> tuple[Denoiser, ...]:
-    """Denoisers from the dictionaries that a gin file lists.
+def denoisers_from(specs: str | Sequence[Mapping[str, Any]]) -> tuple[Denoiser, ...]:
+    """Denoisers from a preset's name or from the dictionaries that a gin file lists.
 
     Raises:
-        UserError: a key that is no field of `Denoiser`, a missing one, or two of one name.
+        UserError: no such preset, a key that is no setting of a denoiser, a missing one, or two of
+            one name.
     """
-    fields = {field.name for field in dataclasses.fields(Denoiser)}
+    if isinstance(specs, str):
+        if specs not in PRESETS:
+            raise UserError(
+                f"there are no denoisers called {specs!r}; presets are {', '.join(PRESETS)}"
+            )
+        return PRESETS[specs]
+    fields = {field.name for field in dataclasses.fields(Denoiser)} - {"mode_ids"}
     made = []
     for spec in specs:
         unknown = sorted(set(spec) - fields)
@@ -194,4 +272,25 @@ def denoisers_from(specs: Sequence[Mapping[str, Any]]) -> tuple[Denoiser, ...]:
     names = [denoiser.name for denoiser in made]
     if len(set(names)) < len(names) or not any(denoiser.weight > 0 for denoiser in made):
         raise UserError(f"denoisers need names of their own and a weight above 0; got {names}")
+    return tuple(made)
+
+
+def with_mode_ids(
+    denoisers: Sequence[Denoiser], encode: Callable[[str], Tokens]
+) -> tuple[Denoiser, ...]:
+    """The denoisers with the tokens of their modes.
+
+    Args:
+        denoisers: some of which may have a `mode`.
+        encode: a tokenizer's, without bos and eos.
+
+    Raises:
+        UserError: a mode that no token stands for.
+    """
+    made = []
+    for denoiser in denoisers:
+        ids = () if denoiser.mode is None else tuple(encode(denoiser.mode).tolist())
+        if denoiser.mode is not None and not ids:
+            raise UserError(f"denoiser {denoiser.name}: mode {denoiser.mode!r} is no text")
+        made.append(dataclasses.replace(denoiser, mode_ids=ids))
     return tuple(made)
