@@ -1,9 +1,10 @@
 """A trained model with its tokenizer, from a t5g2 checkpoint or a Hugging Face directory."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -296,12 +297,20 @@ def _is_hf(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def load(path: str | Path) -> Pretrained:
+def load(path: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> Pretrained:
     """Loads a t5g2 checkpoint or a Hugging Face directory of T5Gemma 2, tokenizer included.
+
+    Args:
+        path: the directory.
+        dtype: what to compute in; None: float32 on a CPU, which is slower at bfloat16, and what
+            the model was made for elsewhere.
 
     Raises:
         UserError: it is neither, or it is damaged.
     """
     path = Path(path)
     config, tokenizer, meta = describe(path)
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else config.dtype
+    config = dataclasses.replace(config, dtype=dtype)
     return Pretrained(config, read_params(path, config), load_tokenizer(tokenizer), meta)
