@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from t5g2 import data
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["data", "load"]
 
 
-def load(path: str | Path) -> Pretrained:
+def load(path: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) -> Pretrained:
     """Loads a t5g2 checkpoint or a Hugging Face directory; see `t5g2.pretrained.load`."""
     # Imported here, so that importing t5g2 costs nothing.
     from t5g2 import pretrained
 
-    return pretrained.load(path)
+    return pretrained.load(path, dtype)
