@@ -6,7 +6,6 @@ no encoder, and the encoder under a causal mask, compute what Gemma 3 computes.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from t5g2.errors import UserError
-from t5g2.interop.hf import read_hf_config, read_parameters
-from t5g2.interop.hf_config import TEXT_DEFAULTS, text_model
-from t5g2.interop.names import NAMES as T5GEMMA2_NAMES
-from t5g2.interop.names import Name
+from t5g2.interop import names
+from t5g2.interop.hf import read_hf_config, read_parameters, without_vision
+from t5g2.interop.hf_config import END_OF_IMAGE_ID, TEXT_DEFAULTS, model_of
+from t5g2.interop.hf_vision import GEMMA3_IMAGE_ID, from_hf_vision, image_token
 from t5g2.interop.weights import Tensor, open_weights
 from t5g2.models.config import ModelConfig
 
@@ -40,17 +39,14 @@ _RENAMED = (
     (".pre_self_attn_layernorm.", ".input_layernorm."),
     (".post_self_attn_layernorm.", ".post_attention_layernorm."),
 )
-# Of a multimodal directory (before transformers 5, and since) and of a text-only one.
+# Of a multimodal directory (before transformers 5, and since), as if it were text-only.
 _PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
 )
-_VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.")
-
-logger = logging.getLogger(__name__)
 
 
 def _gemma_key(key: str) -> str:
@@ -59,16 +55,24 @@ def _gemma_key(key: str) -> str:
     return key
 
 
-# Each of Gemma's tensors stands twice here, once for the encoder and once for the decoder.
-NAMES: tuple[Name, ...] = tuple(
-    dataclasses.replace(name, key=_gemma_key(name.key))
-    for name in T5GEMMA2_NAMES
-    if name.path != _EOI
-)
+_VISION_PREFIXES = tuple(_gemma_key(prefix) for prefix in names.VISION_PREFIXES)
 
 
-def from_gemma3_config(config: Mapping[str, Any]) -> ModelConfig:
+def names_of(config: ModelConfig) -> tuple[names.Name, ...]:
+    """The names of all parameters but one; those of layers twice, for encoder and decoder."""
+    return tuple(
+        dataclasses.replace(name, key=_gemma_key(name.key))
+        for name in names.names_of(config)
+        if name.path != _EOI
+    )
+
+
+def from_gemma3_config(config: Mapping[str, Any], *, text_only: bool = False) -> ModelConfig:
     """The T5Gemma 2 that a Gemma 3 of this `config.json` becomes; its RoPE is Gemma's own.
+
+    Args:
+        config: its content.
+        text_only: leave out the vision tower, whatever it is.
 
     Raises:
         UserError: another model type, or a setting that t5g2 does not have.
@@ -78,15 +82,20 @@ def from_gemma3_config(config: Mapping[str, Any]) -> ModelConfig:
         raise UserError(
             "config.json: use_bidirectional_attention is true; t5g2 imports causal models only"
         )
-    model = text_model(config, text, config.get("eoi_token_index", 256_000))
+    vision = None
+    if config["model_type"] == "gemma3" and not text_only:
+        vision = from_hf_vision(config, image_token(config, "image", GEMMA3_IMAGE_ID))
+    model = model_of(config, text, image_token(config, "eoi", END_OF_IMAGE_ID), vision)
     rows = _ROWS if model.vocab_size == _MULTIMODAL_ROWS else model.vocab_size
     return dataclasses.replace(model, vocab_size=rows)
 
 
-def load_gemma3(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+def load_gemma3(path: Path, *, text_only: bool = False) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads a Gemma 3 directory, text-only or multimodal, as a T5Gemma 2.
 
-    Tensors of the image side are skipped, and a logged line says how many.
+    Args:
+        path: the directory.
+        text_only: leave out the vision tower; a logged line says how many tensors it has.
 
     Returns:
         The configuration, and the parameters (numpy, float32) structured as by `parameter_tree`.
@@ -95,18 +104,15 @@ def load_gemma3(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         UserError: as `t5g2.interop.hf.load_hf`.
     """
     content = read_hf_config(path)
-    config = from_gemma3_config(content)
+    config = from_gemma3_config(content, text_only=text_only)
     stored = {_canonical(key): tensor for key, tensor in open_weights(path).items()}
-    text = {key: stored[key] for key in stored if not key.startswith(_VISION_PREFIXES)}
-    if len(text) < len(stored):
-        logger.warning(
-            "%s: %d tensors of the image side are skipped", path, len(stored) - len(text)
-        )
+    if config.vision is None:
+        stored = without_vision(path, stored, _VISION_PREFIXES, {})
     rows = _text(content)["vocab_size"]
     for key in (_TABLE, *_TIED):
-        if key in text and text[key].shape[:1] == (rows,):
-            text[key] = _first_rows(text[key], config.vocab_size)
-    params = read_parameters(path, config, NAMES, text, _TIED)
+        if key in stored and stored[key].shape[:1] == (rows,):
+            stored[key] = _first_rows(stored[key], config.vocab_size)
+    params = read_parameters(path, config, names_of(config), stored, _TIED)
     params[_EOI] = _eoi_embedding(params["embedder/table"], config)
     return config, traverse_util.unflatten_dict(params, sep="/")
 
@@ -125,8 +131,9 @@ def _text(config: Mapping[str, Any]) -> dict[str, Any]:
 def _canonical(key: str) -> str:
     for prefix, canonical in _PREFIXES:
         if key.startswith(prefix):
-            return canonical + key.removeprefix(prefix)
-    return key
+            key = canonical + key.removeprefix(prefix)
+            break
+    return key.replace("model.vision_tower.vision_model.", "model.vision_tower.", 1)
 
 
 def _first_rows(tensor: Tensor, rows: int) -> Tensor:

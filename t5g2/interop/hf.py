@@ -17,10 +17,10 @@ from t5g2.interop.hf_config import (
     WeightDtype,
     from_hf_config,
     generation_config,
-    minimal_vision_shapes,
     to_hf_config,
 )
-from t5g2.interop.names import NAMES, TIED, VISION_PREFIXES, Name, canonical
+from t5g2.interop.hf_vision import minimal_vision_shapes
+from t5g2.interop.names import TIED, VISION_PREFIXES, Name, canonical, names_of
 from t5g2.interop.weights import Tensor, open_weights, write_weights
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree
@@ -42,8 +42,8 @@ def export_hf(
 ) -> None:
     """Writes a directory that transformers' `T5Gemma2ForConditionalGeneration` loads.
 
-    It is complete or absent, also when interrupted. One tensor at a time is in memory. The vision
-    tower, which transformers always builds, is the least possible one (`MINIMAL_VISION`).
+    It is complete or absent, also when interrupted. One tensor at a time is in memory. transformers
+    always builds a vision tower: a model without one is given the least (`MINIMAL_VISION`).
 
     Args:
         params: the parameters, structured as by `parameter_tree`; numpy or jax arrays.
@@ -64,12 +64,13 @@ def export_hf(
         raise UserError(f"the parameters do not fit the model's configuration: {_listed(wrong)}")
     tensors = {
         key: Tensor(name.disk_shape(_one(shape, layer)), _writer(name, arrays[name.path], layer))
-        for name in NAMES
+        for name in names_of(config)
         for shape in (shapes[name.path],)
         for layer, key in name.keys(config)
     }
-    for key, shape in minimal_vision_shapes(config).items():
-        tensors[key] = Tensor(shape, functools.partial(np.zeros, shape))
+    if config.vision is None:
+        for key, shape in minimal_vision_shapes(config.hidden_size).items():
+            tensors[key] = Tensor(shape, functools.partial(np.zeros, shape))
     with new_directory(Path(out_dir)) as partial:
         for file, content in (
             ("config.json", hf_config),
@@ -80,10 +81,9 @@ def export_hf(
 
 
 def load_hf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads the text side of a T5Gemma 2 directory: released, or exported from here.
+    """Reads a T5Gemma 2 directory: released, or exported from here.
 
     Single file or shards; float32, bfloat16 or float16; names as on disk or as in torch's memory.
-    Tensors of the image side are skipped, and a logged line says so.
 
     Returns:
         The configuration, and the parameters (numpy, float32) structured as by `parameter_tree`.
@@ -98,16 +98,41 @@ def load_hf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def load_hf_params(path: Path, config: ModelConfig) -> dict[str, Any]:
-    """The parameters of `load_hf`, of a directory whose configuration is known already."""
+    """The parameters of `load_hf`, of a directory whose configuration is known already.
+
+    Where that configuration has no vision tower, tensors of one are left out, and a logged line
+    says how many.
+    """
     stored = {canonical(key): tensor for key, tensor in open_weights(path).items()}
-    vision = {key for key in stored if key.startswith(VISION_PREFIXES)}
-    placeholders = minimal_vision_shapes(config)
-    skipped = [key for key in vision if stored[key].shape != placeholders.get(key)]
-    if skipped:
-        logger.warning("%s: %d tensors of the image side are skipped", path, len(skipped))
-    text = {key: stored[key] for key in stored if key not in vision}
-    params = read_parameters(path, config, NAMES, text, TIED)
+    if config.vision is None:
+        stored = without_vision(
+            path, stored, VISION_PREFIXES, minimal_vision_shapes(config.hidden_size)
+        )
+    params = read_parameters(path, config, names_of(config), stored, TIED)
     return traverse_util.unflatten_dict(params, sep="/")
+
+
+def without_vision(
+    path: Path,
+    stored: Mapping[str, Tensor],
+    prefixes: tuple[str, ...],
+    placeholders: Mapping[str, tuple[int, ...]],
+) -> dict[str, Tensor]:
+    """The tensors whose names have none of `prefixes`; the log says how many more there are.
+
+    Args:
+        path: the directory, for the log.
+        stored: the tensors.
+        prefixes: names of the image side's start so.
+        placeholders: names and shapes of those that are not worth a line.
+    """
+    text = {key: tensor for key, tensor in stored.items() if not key.startswith(prefixes)}
+    left_out = [
+        key for key in stored if key not in text and stored[key].shape != placeholders.get(key)
+    ]
+    if left_out:
+        logger.warning("%s: %d tensors of the image side are left out", path, len(left_out))
+    return text
 
 
 def read_parameters(
@@ -173,7 +198,7 @@ def _check(
     stored: Mapping[str, Tensor],
     ties: Mapping[str, str],
 ) -> None:
-    """Raises one UserError that names everything wrong with the text tensors in a directory."""
+    """Raises one UserError that names everything wrong with the tensors in a directory."""
     present = {key: tensor for key, tensor in stored.items() if key in expected}
     tied = {key: ties[key] for key in stored if key in ties}
     faults = {

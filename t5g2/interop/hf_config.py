@@ -5,19 +5,24 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from t5g2.errors import UserError
-from t5g2.models.config import ModelConfig
+from t5g2.interop.hf_vision import (
+    ACTIVATION,
+    IMAGE_ID,
+    from_hf_vision,
+    image_token,
+    to_hf_vision,
+)
+from t5g2.models.config import ModelConfig, VisionConfig
 
-WeightDtype = Literal["float32", "bfloat16"]
+WeightDtype = Literal["float32", "bfloat16", "float16"]
+ComputeDtype = Literal["float32", "bfloat16"]
 
 logger = logging.getLogger(__name__)
 
 # The transformers release whose files these are.
 FORMAT_VERSION = "5.23.0"
-ACTIVATION = "gelu_pytorch_tanh"
 LAYER_TYPES = ("sliding_attention", "full_attention")
-# The released models' other image tokens; the text model treats them as any other token.
-BEGIN_OF_IMAGE_ID = 255_999
-IMAGE_ID = 256_001
+END_OF_IMAGE_ID = 256_000
 
 # What a setting is when `config.json` leaves it out: released ones were written by versions that
 # omit whatever equals the class's default. No released size has all of these.
@@ -46,38 +51,9 @@ TEXT_DEFAULTS: Mapping[str, Any] = {
     "rope_parameters": None,
 }
 
-# transformers always builds a vision tower, so a text model is exported with the least one: one
-# pixel, one channel of width, no layers. Its tensors are `minimal_vision_shapes`, all zero: an
-# image would become a zero embedding.
-MINIMAL_VISION = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 1,
-    "intermediate_size": 1,
-    "num_hidden_layers": 0,
-    "num_attention_heads": 1,
-    "num_channels": 3,
-    "image_size": 1,
-    "patch_size": 1,
-    "vision_use_head": False,
-}
-
-
-def minimal_vision_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names on disk and shapes of the tensors of `MINIMAL_VISION` and its projector."""
-    tower, projector = "model.encoder.vision_tower.", "model.encoder.multi_modal_projector."
-    return {
-        f"{tower}embeddings.patch_embedding.weight": (1, 3, 1, 1),
-        f"{tower}embeddings.patch_embedding.bias": (1,),
-        f"{tower}embeddings.position_embedding.weight": (1, 1),
-        f"{tower}post_layernorm.weight": (1,),
-        f"{tower}post_layernorm.bias": (1,),
-        f"{projector}mm_input_projection_weight": (1, config.hidden_size),
-        f"{projector}mm_soft_emb_norm.weight": (1,),
-    }
-
 
 def to_hf_config(config: ModelConfig, dtype: WeightDtype = "float32") -> dict[str, Any]:
-    """The `config.json` of a `T5Gemma2ForConditionalGeneration` with this model's text side.
+    """The `config.json` of a `T5Gemma2ForConditionalGeneration`.
 
     Args:
         config: the model.
@@ -132,6 +108,7 @@ def to_hf_config(config: ModelConfig, dtype: WeightDtype = "float32") -> dict[st
         "final_logit_softcapping": config.final_logit_softcap,
         "attn_logit_softcapping": None,
     }
+    images = to_hf_vision(config.vision)
     return {
         "architectures": ["T5Gemma2ForConditionalGeneration"],
         "model_type": "t5gemma2",
@@ -142,17 +119,14 @@ def to_hf_config(config: ModelConfig, dtype: WeightDtype = "float32") -> dict[st
         "dropout_rate": 0.0,
         "classifier_dropout_rate": 0.0,
         "initializer_range": config.initializer_range,
-        "image_token_index": IMAGE_ID,
+        "image_token_index": images["image_token_index"],
         "eoi_token_index": config.eoi_id,
         **tokens,
         "encoder": {
             "model_type": "t5gemma2_encoder",
             "text_config": {"model_type": "t5gemma2_text", **text},
-            "vision_config": dict(MINIMAL_VISION),
-            "mm_tokens_per_image": 1,
-            "boi_token_index": BEGIN_OF_IMAGE_ID,
+            **images,
             "eoi_token_index": config.eoi_id,
-            "image_token_index": IMAGE_ID,
             "initializer_range": config.initializer_range,
             "tie_word_embeddings": True,
         },
@@ -172,10 +146,14 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The model that a `config.json` of model type `t5gemma2` describes (its text side).
+def from_hf_config(config: Mapping[str, Any], *, text_only: bool = False) -> ModelConfig:
+    """The model that a `config.json` of model type `t5gemma2` describes.
 
     Settings that transformers itself ignores are accepted and logged.
+
+    Args:
+        config: its content.
+        text_only: leave out the vision tower, whatever it is.
 
     Raises:
         UserError: another model type, or a setting that t5g2 does not have.
@@ -194,16 +172,23 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
             "config.json: encoder and decoder must have the same shape, but differ in "
             + ", ".join(f"{name} ({text[name]} and {decoder[name]})" for name in differing)
         )
-    return text_model(config, decoder, encoder.get("eoi_token_index", 256_000))
+    eoi_id = image_token(encoder, "eoi", END_OF_IMAGE_ID)
+    # transformers takes this one from the top, whatever the encoder's settings say.
+    image_id = image_token(config, "image", IMAGE_ID)
+    vision = None if text_only else from_hf_vision(encoder, image_id)
+    return model_of(config, decoder, eoi_id, vision)
 
 
-def text_model(config: Mapping[str, Any], text: Mapping[str, Any], eoi_id: int) -> ModelConfig:
+def model_of(
+    config: Mapping[str, Any], text: Mapping[str, Any], eoi_id: int, vision: VisionConfig | None
+) -> ModelConfig:
     """The model whose layers `text` describes: T5Gemma 2's, or Gemma 3's, which are the same.
 
     Args:
         config: the whole `config.json`.
         text: its settings of the text layers, on top of `TEXT_DEFAULTS`.
         eoi_id: the end-of-image token.
+        vision: the tower.
 
     Raises:
         UserError: a setting that t5g2 does not have.
@@ -233,6 +218,7 @@ def text_model(config: Mapping[str, Any], text: Mapping[str, Any], eoi_id: int) 
             eos_id=_first_eos(text),
             bos_id=_whole(text, "bos_token_id"),
             eoi_id=eoi_id,
+            vision=vision,
             dtype=_compute_dtype(config),
         )
     except ValueError as error:
@@ -315,7 +301,7 @@ def _rope(text: Mapping[str, Any]) -> tuple[float, float, float]:
     return float(factor), float(theta_global), float(theta_local)
 
 
-def _compute_dtype(config: Mapping[str, Any]) -> WeightDtype:
+def _compute_dtype(config: Mapping[str, Any]) -> ComputeDtype:
     """The dtype to compute in: that of the weights, or float32 where t5g2 does not have it."""
     dtype = config.get("dtype", config.get("torch_dtype")) or "float32"
     if dtype == "bfloat16":

@@ -2,7 +2,8 @@
 
 t5g2 stacks the layers of a stack on a leading axis and keeps heads on an axis of their own, inputs
 before outputs; on disk every layer has its own tensors, a projection is `[outputs, inputs]` and
-heads are merged with their width. `NAMES` is the only place that knows both.
+heads are merged with their width. `TEXT_NAMES` and `VISION_NAMES` are the only place that knows
+both.
 """
 
 import dataclasses
@@ -23,38 +24,45 @@ class Name:
         path: where it is in `parameter_tree(model)`, separated by slashes.
         key: its name on disk; `{layer}` stands for the layer, where layers are stacked.
         inputs: how many leading axes (without the layers') are the inputs of a projection, which
-            is transposed on disk; None: stored as it is.
+            come last on disk; None: stored as it is.
+        merged: whether, on disk, inputs are one axis and outputs another; a convolution's are not.
     """
 
     path: str
     key: str
     inputs: int | None = None
+    merged: bool = True
 
     def keys(self, config: ModelConfig) -> Iterator[tuple[int | None, str]]:
         """(layer, name on disk) of each of its tensors; layer is None where there is one tensor."""
         if "{layer}" not in self.key:
             yield None, self.key
-        else:
-            for layer in range(config.num_layers):
-                yield layer, self.key.format(layer=layer)
+            return
+        stack = config.vision if self.path.startswith("vision/") else config
+        for layer in range(0 if stack is None else stack.num_layers):
+            yield layer, self.key.format(layer=layer)
 
     def disk_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape on disk of a tensor that has `shape` (of one layer) in t5g2."""
         if self.inputs is None:
             return shape
-        return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
+        inputs, outputs = shape[: self.inputs], shape[self.inputs :]
+        return (math.prod(outputs), math.prod(inputs)) if self.merged else outputs + inputs
 
     def to_disk(self, array: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """The tensor (of one layer) as it lies on disk."""
         if self.inputs is None:
             return array
-        return array.reshape(math.prod(array.shape[: self.inputs]), -1).T
+        matrix = array.reshape(math.prod(array.shape[: self.inputs]), -1)
+        return matrix.T.reshape(self.disk_shape(array.shape))
 
     def from_disk(
         self, tensor: Float[np.ndarray, "..."], shape: tuple[int, ...]
     ) -> Float[np.ndarray, "..."]:
         """The inverse of `to_disk`: the tensor (of one layer) with t5g2's `shape`."""
-        return tensor if self.inputs is None else tensor.T.reshape(shape)
+        if self.inputs is None:
+            return tensor
+        return tensor.reshape(math.prod(shape[self.inputs :]), -1).T.reshape(shape)
 
 
 # Of one layer: t5g2, disk, input axes. Encoder and decoder layers have the same ones.
@@ -74,7 +82,7 @@ _LAYER: tuple[tuple[str, str, int | None], ...] = (
     ("post_mlp_norm/scale", "post_feedforward_layernorm.weight", None),
 )
 
-NAMES: tuple[Name, ...] = (
+TEXT_NAMES: tuple[Name, ...] = (
     Name("embedder/table", "model.encoder.embed_tokens.weight"),
     Name("embedder/eoi_embedding", "model.encoder.embed_tokens.eoi_embedding"),
     *(
@@ -86,6 +94,40 @@ NAMES: tuple[Name, ...] = (
     Name("decoder/final_norm/scale", "model.decoder.norm.weight"),
 )
 
+_TOWER, _PROJECTOR = "model.encoder.vision_tower.", "model.encoder.multi_modal_projector."
+
+# Of one layer of the tower: t5g2, disk, input axes of the weight (None: a norm).
+_TOWER_LAYER: tuple[tuple[str, str, int | None], ...] = (
+    ("norm1", "layer_norm1", None),
+    ("norm2", "layer_norm2", None),
+    ("q", "self_attn.q_proj", 1),
+    ("k", "self_attn.k_proj", 1),
+    ("v", "self_attn.v_proj", 1),
+    ("o", "self_attn.out_proj", 1),
+    ("up", "mlp.fc1", 1),
+    ("down", "mlp.fc2", 1),
+)
+
+VISION_NAMES: tuple[Name, ...] = (
+    # [3, P, P, D] | [D, 3, P, P]
+    Name("vision/patch", f"{_TOWER}embeddings.patch_embedding.weight", 3, merged=False),
+    Name("vision/patch_bias", f"{_TOWER}embeddings.patch_embedding.bias"),
+    Name("vision/positions", f"{_TOWER}embeddings.position_embedding.weight"),
+    *(
+        Name(f"vision/layers/{path}/{ours}", f"{_TOWER}encoder.layers.{{layer}}.{key}.{theirs}", n)
+        for path, key, inputs in _TOWER_LAYER
+        for ours, theirs, n in (
+            ("scale" if inputs is None else "weight", "weight", inputs),
+            ("bias", "bias", None),
+        )
+    ),
+    Name("vision/final_norm/scale", f"{_TOWER}post_layernorm.weight"),
+    Name("vision/final_norm/bias", f"{_TOWER}post_layernorm.bias"),
+    Name("projector/norm/scale", f"{_PROJECTOR}mm_soft_emb_norm.weight"),
+    # [W, D] on both sides: torch, too, multiplies by it from the right.
+    Name("projector/weight", f"{_PROJECTOR}mm_input_projection_weight"),
+)
+
 # Tied to the tensor on the right; normally left out on disk.
 TIED = {
     "lm_head.out_proj.weight": "model.encoder.embed_tokens.weight",
@@ -94,9 +136,15 @@ TIED = {
 }
 
 # Tensors that start so are the image side.
-VISION_PREFIXES = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
+VISION_PREFIXES = (_TOWER, _PROJECTOR)
+
+
+def names_of(config: ModelConfig) -> tuple[Name, ...]:
+    """The names of all parameters of a model."""
+    return TEXT_NAMES if config.vision is None else TEXT_NAMES + VISION_NAMES
 
 
 def canonical(key: str) -> str:
     """The name on disk as `save_pretrained` writes it, given that or the name in torch's memory."""
-    return key.replace("model.encoder.text_model.", "model.encoder.", 1)
+    key = key.replace("model.encoder.text_model.", "model.encoder.", 1)
+    return key.replace(f"{_TOWER}vision_model.", _TOWER, 1)

@@ -1,7 +1,14 @@
 """Random Gemma 3 models of transformers, text-only and multimodal."""
 
 import torch
-from reference import LEAST_VISION  # it also keeps transformers offline and quiet
+from reference import (
+    BOI,
+    EOI,
+    IMAGE,
+    IMAGE_TOKENS,
+    LEAST_VISION,
+    SMALL_VISION,
+)  # it also keeps transformers offline and quiet
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -51,15 +58,15 @@ def random_text_model(seed, **settings):
     return _randomised(Gemma3ForCausalLM(Gemma3TextConfig(**text_settings(**settings))))
 
 
-def random_multimodal_model(seed, *, eoi=11, **settings):
-    """A Gemma3ForConditionalGeneration with a least vision tower, every parameter random."""
+def random_multimodal_model(seed, *, eoi=EOI, vision=False, **settings):
+    """A Gemma3ForConditionalGeneration, every parameter random; `vision`: images of four tokens."""
     torch.manual_seed(seed)
     config = Gemma3Config(
         text_config=text_settings(**settings),
-        vision_config=dict(LEAST_VISION),
-        mm_tokens_per_image=1,
+        vision_config=dict(SMALL_VISION if vision else LEAST_VISION),
+        mm_tokens_per_image=IMAGE_TOKENS if vision else 1,
+        boi_token_index=BOI,
         eoi_token_index=eoi,
-        boi_token_index=10,
-        image_token_index=12,
+        image_token_index=IMAGE,
     )
     return _randomised(Gemma3ForConditionalGeneration(config))

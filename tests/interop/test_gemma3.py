@@ -16,6 +16,7 @@ from t5g2.errors import UserError
 from t5g2.interop.gemma3 import from_gemma3_config, load_gemma3
 from t5g2.interop.hf_config import TEXT_DEFAULTS
 from t5g2.models.attention import decoder_window
+from t5g2.models.config import VisionConfig
 from t5g2.models.stack import Memory, Tokens, rotations
 from t5g2.models.t5gemma2 import from_parameters
 
@@ -143,16 +144,17 @@ def test_the_image_rows_of_a_multimodal_vocabulary_are_cut_off(tmp_path):
     )
 
 
-def test_the_image_side_is_skipped_and_counted_in_one_line(tmp_path, caplog):
+def test_the_image_side_is_left_out_on_demand_and_counted_in_one_line(tmp_path, caplog):
     model = gemma3_reference.random_multimodal_model(0)
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
-        load_gemma3(tmp_path)
+        config, _ = load_gemma3(tmp_path, text_only=True)
+    assert config.vision is None
     vision = sum(
         "vision_tower" in name or "projector" in name for name, _ in model.named_parameters()
     )
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: {vision} tensors of the image side are skipped"
+        f"{tmp_path}: {vision} tensors of the image side are left out"
     ]
 
 
@@ -203,8 +205,20 @@ def test_the_spelling_of_released_configs_is_understood():
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     }
-    config = {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16"}
+    tower = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    images = {"vision_config": tower, "mm_tokens_per_image": 256, "image_token_index": 262_144}
+    config = {"model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16", **images}
     model = from_gemma3_config(json.loads(json.dumps(config)))
+    assert model.vision == VisionConfig()
     assert (model.rope_factor_global, model.rope_theta_global) == (8.0, 1e6)
     assert (model.num_heads, model.num_kv_heads, model.global_every) == (8, 4, 6)
     assert (model.vocab_size, model.dtype, model.eoi_id) == (262_144, "bfloat16", 256_000)

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from t5g2.errors import UserError
-from t5g2.interop.hf import export_hf, load_hf, new_directory
+from t5g2.interop.hf import export_hf, load_hf, load_hf_params, new_directory, read_hf_config
+from t5g2.interop.hf_config import from_hf_config
 from t5g2.models.config import TINY
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree
 
@@ -110,13 +111,15 @@ def test_names_as_in_the_memory_of_torch_and_tied_tensors_are_read(params, expor
     assert_equal(load_hf(exported)[1], params)
 
 
-def test_a_directory_of_transformers_is_read_and_its_skipped_tower_logged(tmp_path, caplog):
+def test_a_tower_left_out_is_logged_with_the_number_of_its_tensors(tmp_path, caplog):
     reference.save_model(tmp_path, 0)
-    _, loaded = load_hf(tmp_path)
-    assert "23 tensors of the image side are skipped" in caplog.text
+    config = from_hf_config(read_hf_config(tmp_path), text_only=True)
+    loaded = load_hf_params(tmp_path, config)
+    assert "23 tensors of the image side are left out" in caplog.text
     tensors = load_file(tmp_path / "model.safetensors")
     towers = [n for n in tensors if "vision_tower" in n or "projector" in n]
     assert len(towers) == 23
+    assert "vision" not in loaded
     np.testing.assert_array_equal(
         loaded["embedder"]["table"], tensors["model.encoder.embed_tokens.weight"]
     )

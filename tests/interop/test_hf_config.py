@@ -4,8 +4,13 @@ import copy
 import dataclasses
 
 import pytest
-import reference  # noqa: F401 - quietens transformers
-from transformers import GenerationConfig, T5Gemma2Config, T5Gemma2ForConditionalGeneration
+import reference
+from transformers import (
+    GenerationConfig,
+    SiglipVisionConfig,
+    T5Gemma2Config,
+    T5Gemma2ForConditionalGeneration,
+)
 from transformers.models.t5gemma2.configuration_t5gemma2 import (
     T5Gemma2DecoderConfig,
     T5Gemma2TextConfig,
@@ -16,10 +21,10 @@ from t5g2.interop.hf_config import (
     TEXT_DEFAULTS,
     from_hf_config,
     generation_config,
-    minimal_vision_shapes,
     to_hf_config,
 )
-from t5g2.models.config import T5GEMMA2_1B, T5GEMMA2_4B, T5GEMMA2_270M, TINY
+from t5g2.interop.hf_vision import DEFAULTS, IMAGE_ID, from_hf_vision, minimal_vision_shapes
+from t5g2.models.config import T5GEMMA2_1B, T5GEMMA2_4B, T5GEMMA2_270M, TINY, VisionConfig
 
 VARIANTS = {
     "270M": T5GEMMA2_270M,
@@ -29,6 +34,22 @@ VARIANTS = {
     "softcap, no local layers": dataclasses.replace(TINY, final_logit_softcap=30.0, global_every=1),
     "no global layers": dataclasses.replace(TINY, global_every=7),
     "own token ids": dataclasses.replace(TINY, pad_id=3, bos_id=5, eos_id=6, eoi_id=7),
+    "no tower": dataclasses.replace(T5GEMMA2_270M, vision=None),
+    "own tower": dataclasses.replace(
+        TINY,
+        vision=VisionConfig(
+            hidden_size=24,
+            mlp_dim=40,
+            num_layers=3,
+            num_heads=3,
+            image_size=36,
+            patch_size=6,
+            tokens_per_image=9,
+            layer_norm_eps=1e-5,
+            boi_id=8,
+            image_id=9,
+        ),
+    ),
 }
 
 
@@ -73,6 +94,79 @@ def test_settings_left_out_are_the_defaults_of_transformers():
     assert from_hf_config(written) == T5GEMMA2_4B
 
 
+def test_settings_of_a_tower_left_out_are_the_defaults_of_transformers():
+    theirs = SiglipVisionConfig()
+    assert {name: getattr(theirs, name) for name in DEFAULTS} == DEFAULTS
+    # Released towers name what makes them differ from the class, and no more.
+    written = to_hf_config(T5GEMMA2_4B, "bfloat16")
+    tower = written["encoder"]["vision_config"]
+    for name in [n for n in tower if tower[n] == DEFAULTS[n] and n != "model_type"]:
+        del tower[name]
+    assert "num_channels" not in tower
+    for name in ("mm_tokens_per_image", "boi_token_index", "image_token_index"):
+        del written["encoder"][name]
+    del written["image_token_index"]
+    assert from_hf_config(written) == T5GEMMA2_4B
+
+
+def test_image_tokens_are_read_in_either_spelling_and_from_where_transformers_reads_them():
+    written = to_hf_config(VARIANTS["own tower"])
+    encoder = written["encoder"]
+    encoder["boi_token_id"] = encoder.pop("boi_token_index") + 20
+    encoder["eoi_token_id"] = encoder.pop("eoi_token_index") - 200_000
+    written["image_token_id"] = written.pop("image_token_index") + 20
+    theirs, ours = T5Gemma2Config(**copy.deepcopy(written)), from_hf_config(written)
+    assert ours.vision is not None
+    assert (ours.vision.boi_id, ours.eoi_id, ours.vision.image_id) == (28, 56_000, 29)
+    assert theirs.image_token_index == theirs.encoder.image_token_index == 29
+    assert (theirs.encoder.boi_token_index, theirs.encoder.eoi_token_index) == (28, 56_000)
+
+
+def test_the_image_token_of_gemma_3_becomes_that_of_t5gemma_2():
+    # It is one beyond the rows that the two have in common.
+    settings = {"vision_config": {"vision_use_head": False}, "mm_tokens_per_image": 49}
+    tower = from_hf_vision(settings, 262_144)
+    assert tower is not None
+    assert tower.image_id == IMAGE_ID == T5GEMMA2_4B.vision.image_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"vision_use_head": True}, "vision_use_head is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"num_channels": 4}, "num_channels is 4"),
+        ({"model_type": "clip_vision_model"}, "model_type is 'clip_vision_model'"),
+        ({"image_size": [36, 36]}, r"image_size must be a whole number, not \[36, 36\]"),
+        ({"patch_size": 5}, r"patch_size \(5\) must divide image_size"),
+        ({"num_attention_heads": 5}, r"num_heads \(5\) must divide"),
+    ],
+)
+def test_a_tower_that_we_do_not_have_is_refused_by_name_unless_left_out(settings, named):
+    written = to_hf_config(VARIANTS["own tower"])
+    written["encoder"]["vision_config"].update(settings)
+    with pytest.raises(UserError, match=named) as caught:
+        from_hf_config(written)
+    assert "\n" not in str(caught.value)
+    without = dataclasses.replace(VARIANTS["own tower"], vision=None)
+    assert from_hf_config(written, text_only=True) == without
+
+
+def test_a_tower_that_transformers_configured_is_read_as_configured():
+    config = from_hf_config(reference.hf_config(vision=True).to_dict())
+    assert config.vision == VisionConfig(
+        hidden_size=24,
+        mlp_dim=40,
+        num_layers=3,
+        num_heads=2,
+        image_size=28,
+        patch_size=7,
+        tokens_per_image=4,
+        boi_id=10,
+        image_id=12,
+    )
+
+
 def test_rope_settings_of_earlier_transformers_are_understood():
     written = to_hf_config(T5GEMMA2_270M, "bfloat16")
     for text in (written["encoder"]["text_config"], written["decoder"]):
@@ -93,7 +187,7 @@ def test_minimal_vision_tensors_are_those_of_the_tower_that_transformers_builds(
         for part in ("vision_tower", "multi_modal_projector")
         for name, p in getattr(model.model.encoder, part).named_parameters(prefix=part)
     }
-    assert minimal_vision_shapes(TINY) == shapes
+    assert minimal_vision_shapes(TINY.hidden_size) == shapes
 
 
 def test_generation_config_is_one_of_transformers():
