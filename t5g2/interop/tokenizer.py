@@ -71,6 +71,10 @@ def export_tokenizer(
         if piece not in pieces:
             raise UserError(f"{name}={piece!r} is no piece of {tokenizer.path}")
         config[name] = piece
+        # Both releases' names for what overrides the settings above it.
+        for group in ("extra_special_tokens", "model_specific_special_tokens"):
+            if name in config.get(group, ()):
+                config[group][name] = piece
     files["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=1).encode()
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
