@@ -5,8 +5,9 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
-from t5g2.data.packing import Piece
+from t5g2.data.packing import Piece, RowStream
 
 Batch = dict[str, np.ndarray]
 
@@ -31,6 +32,27 @@ def empty_batch(rows: int, inputs_length: int, targets_length: int) -> Batch:
     batch["decoder_loss_weights"] = np.zeros((rows, targets_length), np.float32)
     batch["row_digest"] = np.zeros(rows, np.uint32)
     return batch
+
+
+def fill_rows(
+    batch: Batch, stream: RowStream, first: int, cursors: Int[np.ndarray, "rows cursor"]
+) -> Int[np.ndarray, "rows cursor"]:
+    """Writes the next rows of a stream into an empty batch.
+
+    Args:
+        batch: arrays of as many rows.
+        stream: what they are rows of.
+        first: number of the first in the stream.
+        cursors: where they stand; not changed.
+
+    Returns:
+        The cursors after them.
+    """
+    following = np.empty_like(cursors)
+    for i, cursor in enumerate(cursors):
+        pieces, following[i] = stream.next_row(first + i, cursor)
+        fill_row(batch, i, pieces, stream.mixture.special.bos_id)
+    return following
 
 
 def fill_row(batch: Batch, row: int, pieces: Sequence[Piece], bos_id: int) -> None:

@@ -1,4 +1,7 @@
-"""grain moves the data: an iterator of host batches with explicit state, prefetched by a thread."""
+"""grain moves the data: an iterator of host batches with explicit state, made ahead by a thread.
+
+The thread makes the rows itself, or has processes make them.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,8 +9,9 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from t5g2.data.batch import Batch, empty_batch, fill_row
+from t5g2.data.batch import Batch, empty_batch, fill_rows
 from t5g2.data.packing import RowStream
+from t5g2.data.workers import Workers
 
 PREFETCH = 4
 
@@ -27,6 +31,8 @@ class RowBatches(grain.IterDataset[Step]):
         cursors: cursors to start from, of all rows.
         first: first row of this host.
         count: number of this host's rows.
+        workers: processes that make the rows, at most one for each; 0: who asks for them makes
+            them. The batches are the same.
     """
 
     def __init__(
@@ -35,17 +41,19 @@ class RowBatches(grain.IterDataset[Step]):
         cursors: Int[np.ndarray, "rows cursor"],
         first: int,
         count: int,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         self.stream = stream
         self.first = first
+        self.workers = workers
         self.cursors = cursors[first : first + count]
 
     def __iter__(self) -> "RowBatchIterator":
         return RowBatchIterator(self)
 
     def prefetched(self) -> grain.DatasetIterator[Step]:
-        """An iterator whose batches are made ahead by a thread."""
+        """An iterator whose batches are made ahead by a thread; `close` ends its processes."""
         return iter(
             grain.experimental.ThreadPrefetchIterDataset(self, prefetch_buffer_size=PREFETCH)
         )
@@ -58,22 +66,32 @@ class RowBatchIterator(grain.DatasetIterator[Step]):
         super().__init__()
         self._dataset = dataset
         self._cursors = dataset.cursors.copy()
+        self._workers: Workers | None = None
 
     def __next__(self) -> Step:
-        stream = self._dataset.stream
-        bos_id = stream.mixture.special.bos_id
-        count = len(self._cursors)
-        batch = empty_batch(count, *stream.room)
-        cursors = np.empty_like(self._cursors)
-        for i in range(count):
-            row = self._dataset.first + i
-            pieces, cursors[i] = stream.next_row(row, self._cursors[i])
-            fill_row(batch, i, pieces, bos_id)
-        self._cursors = cursors
-        return Step(batch, cursors.copy())
+        self._assert_not_closed()
+        stream, first, workers = self._dataset.stream, self._dataset.first, self._dataset.workers
+        if workers:
+            if self._workers is None:
+                self._workers = Workers(stream, self._cursors, first, workers)
+            batch, self._cursors = self._workers.next()
+        else:
+            batch = empty_batch(len(self._cursors), *stream.room)
+            self._cursors = fill_rows(batch, stream, first, self._cursors)
+        return Step(batch, self._cursors.copy())
 
     def get_state(self) -> dict[str, Any]:
         return {"cursors": self._cursors.copy()}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        self._end_workers()
         self._cursors = np.array(state["cursors"], np.int32)
+
+    def close(self) -> None:
+        self._end_workers()
+        super().close()
+
+    def _end_workers(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None

@@ -1,5 +1,6 @@
 """Documents to denoise, and what undoes it by the definition of the format alone."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,3 +55,24 @@ def reconstruct(
     assert next(spans, None) is None, "a span of the targets has no sentinel in the inputs"
     assert used == list(special.sentinel_ids[: len(used)])
     return piece, hidden
+
+
+class NotSendableError(Exception):
+    """An exception that no pickle brings back."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+class Faulty(Sequence[np.ndarray]):
+    """A source that cannot be read, in a module that other processes import fast."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        self.kind = kind
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices
+        raise self.kind(f"document 0 of {len(self)}")
