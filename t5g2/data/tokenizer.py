@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from t5g2.data.sentencepiece_model import parse_model
 from t5g2.data.sentencepiece_trainer import train_model
 from t5g2.errors import UserError
 
@@ -142,7 +143,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.path = Path(path)
         content = _read(self.path)
         self.fingerprint = _fingerprint(content)
-        proto = _parse_model(self.path, content)
+        proto = parse_model(self.path, content)
         if proto.normalizer_spec.add_dummy_prefix:
             raise UserError(
                 f"{self.path} adds a dummy prefix, so text does not survive decoding: "
@@ -197,7 +198,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def model_proto(self) -> Any:
         """A copy of the model as SentencePiece's `ModelProto`, sentinels being control pieces."""
-        return _parse_model(self.path, self._processor.serialized_model_proto())
+        return parse_model(self.path, self._processor.serialized_model_proto())
 
     def _decode_text(self, ids: list[int]) -> str:
         return self._processor.decode(ids) if ids else ""
@@ -412,21 +413,6 @@ def _checked_unicode(text: str) -> str:
             f"{error.start}, which UTF-8 cannot express: mend or drop the document"
         ) from None
     return text
-
-
-def _parse_model(path: Path, content: bytes) -> Any:
-    """SentencePiece's `ModelProto`; it exists only at run time, hence `Any`."""
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    model_pb2: Any = sentencepiece_model_pb2
-    try:
-        proto = model_pb2.ModelProto.FromString(content)
-    except DecodeError:
-        raise UserError(f"{path} is not a SentencePiece model") from None
-    if not proto.pieces:
-        raise UserError(f"{path} is not a SentencePiece model: it has no pieces")
-    return proto
 
 
 def _read(path: Path) -> bytes:
