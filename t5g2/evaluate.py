@@ -6,8 +6,7 @@ from pathlib import Path
 import jax
 
 from t5g2 import settings
-from t5g2.data.corpus import Corpus, row_stream
-from t5g2.data.sources import open_corpus
+from t5g2.data.corpus import open_corpus, row_stream
 from t5g2.errors import UserError
 from t5g2.evaluation import HeldOut
 from t5g2.models.t5gemma2 import logical_axes
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     configure_devices(chosen.mesh)
     mesh = make_mesh(chosen.mesh)
     check_rows(mesh, chosen.train.rows, 1)
-    corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=pretrained.tokenizer, facts={})
+    corpus = open_corpus(chosen.corpus, pretrained.tokenizer)
     stream = row_stream(corpus, "heldout", chosen.data, chosen.train.rows)
     config = pretrained.config
     shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)

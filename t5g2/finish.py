@@ -112,13 +112,15 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
     """
     model, tokenizer = load(model_dir), corpus.tokenizer
     mixture = corpus.mixture("heldout", settings.data)
-    tasks, documents = mixture.tasks, mixture.sources[0].documents
-    length = settings.finish.sample_tokens
+    tasks, length = mixture.tasks, settings.finish.sample_tokens
     seed, choose = settings.data.seed, TaskChoice(mixture.rates, settings.data.seed)
-    passages = itertools.islice(_passages(documents, length, seed), settings.finish.samples)
+    passages = [_passages(source.documents, length, seed) for source in mixture.sources]
     examples: list[tuple[str, Example]] = []
-    for i, passage in enumerate(passages):
+    for i in range(settings.finish.samples):
         task = tasks[choose(0, i)]
+        passage = next(passages[task.source], None)
+        if passage is None:
+            break
         examples.append((task.name, task.denoiser(passage, philox(seed, i), mixture.special)))
     if not examples:
         return []
@@ -140,10 +142,12 @@ def _passages(
     documents: TokenSource, length: int, seed: int
 ) -> Iterator[Int[np.ndarray, " length"]]:
     """Stretches of `length` tokens: the first of each document, then the second, and so on."""
+    shuffled = not getattr(documents, "sequential", False)
     for start in itertools.count(0, length):
         found = False
         for i in range(len(documents)):
-            passage = documents[permute(i, len(documents), seed)][start : start + length]
+            number = permute(i, len(documents), seed) if shuffled else i
+            passage = documents[number][start : start + length]
             if len(passage) == length:
                 found = True
                 yield passage

@@ -7,9 +7,8 @@ import jax
 
 from t5g2 import settings
 from t5g2.checkpoints.store import array_shapes, read_meta
-from t5g2.data.corpus import Corpus, reopen_corpus
+from t5g2.data.corpus import open_corpus, reopen_corpus
 from t5g2.data.inspection import describe
-from t5g2.data.sources import open_corpus
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
@@ -39,7 +38,7 @@ def _data(args: argparse.Namespace) -> str:
                 "--gin.tokenizer.path"
             )
         tokenizer = load_tokenizer(Path(chosen.tokenizer.path))
-        corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=tokenizer, facts={})
+        corpus = open_corpus(chosen.corpus, tokenizer)
     return describe(
         corpus.mixture(args.split, chosen.data),
         corpus.tokenizer,

@@ -17,6 +17,7 @@ from t5g2.data.corpus import (
     FACTS_FILE,
     TOKENIZER_DIR,
     Corpus,
+    check_mixture,
     prepare_corpus,
     reopen_corpus,
     row_stream,
@@ -210,10 +211,11 @@ def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> Corpus:
         # What the run started from may be gone by now.
         with progress.stage("corpus"):
             return reopen_corpus(settings.corpus, run_dir)
+    check_mixture(settings.corpus, settings.data)
     tokenizer = starting_tokenizer(settings)
     if tokenizer != settings.tokenizer:
         progress.message(f"tokenizer: that of train.init_from, {tokenizer.path}")
-    return prepare_corpus(settings.corpus, tokenizer, run_dir, progress.stage)
+    return prepare_corpus(settings.corpus, tokenizer, run_dir, progress.stage, progress.message)
 
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:

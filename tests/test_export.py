@@ -8,8 +8,7 @@ from small_run import write_corpus, write_recipe
 
 import t5g2
 from t5g2 import cli, settings
-from t5g2.data.corpus import Corpus
-from t5g2.data.sources import open_corpus
+from t5g2.data.corpus import open_corpus
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def heldout_examples(exported):
     """Denoised held-out documents, one of each denoiser, not packed."""
     chosen = settings.run_settings(exported.parent)
     tokenizer = t5g2.load(exported).tokenizer
-    corpus = Corpus(texts=open_corpus(chosen.corpus), tokenizer=tokenizer, facts={})
+    corpus = open_corpus(chosen.corpus, tokenizer)
     mixture = corpus.mixture("heldout", chosen.data)
     stream = t5g2.data.batches(mixture, {"inputs": 192, "targets": 96}, batch_size=8)
     batch = next(stream)

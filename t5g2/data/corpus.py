@@ -2,21 +2,26 @@
 
 import dataclasses
 import json
-import math
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from t5g2.config import did_you_mean, differences
+from t5g2.data.counting import corpus_facts, count, facts_of, tokenizer_sample
 from t5g2.data.mixture import DataConfig, Mixture, Source
 from t5g2.data.packing import RowStream
-from t5g2.data.sources import CorpusConfig, TextFiles, TokenizedTexts, open_corpus
+from t5g2.data.sources.config import CorpusConfig
+from t5g2.data.sources.documents import SequentialDocuments
+from t5g2.data.sources.mixture_file import MixtureSpec, SourceSpec, read_mixture
+from t5g2.data.sources.opening import SPLITS, TextSource, open_mixture
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
-from t5g2.data.ul2 import SpecialTokens
+from t5g2.data.ul2 import Denoiser, SpecialTokens, denoisers_from, with_mode_ids
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_DIR = "tokenizer"
 FACTS_FILE = "corpus.json"
@@ -45,32 +50,91 @@ class Corpus:
     """A run's documents and tokenizer, ready to train on.
 
     Attributes:
-        texts: documents of each split.
+        spec: which sources there are and how they are mixed.
+        sources: the opened sources, in the order of `spec`.
         tokenizer: what they are tokenised with.
-        facts: counts of documents, characters and tokens, the unigram entropy of the training
-            tokens (nats a token) and a fingerprint of the files.
+        facts: counts of documents, characters and tokens, of all sources and of each; the number of
+            bad records; the unigram entropy of the training tokens (nats a token); fingerprints of
+            the files.
     """
 
-    texts: dict[str, TextFiles]
+    spec: MixtureSpec
+    sources: tuple[TextSource, ...]
     tokenizer: Tokenizer
     facts: dict[str, Any]
 
     def counts(self) -> dict[str, int]:
         """Documents of both splits, characters and tokens of the training documents."""
         train, heldout = self.facts["train"], self.facts["heldout"]
-        return {**train, "heldout_documents": heldout["documents"]}
+        bad = self.facts["bad_records"]
+        skipped = {"bad_records": bad} if bad else {}
+        return {**train, "heldout_documents": heldout["documents"], **skipped}
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each source in the mixture."""
+        sizes = {
+            name: facts["train"]["tokens"] for name, facts in self.facts.get("sources", {}).items()
+        }
+        return self.spec.weights(sizes)
 
     def mixture(self, split: str, config: DataConfig) -> Mixture:
-        """The mixture over one split."""
+        """The mixture over one split.
+
+        Raises:
+            UserError: a source names a denoiser that the configuration does not have.
+        """
         special = SpecialTokens(
             self.tokenizer.bos_id,
             self.tokenizer.eos_id,
             self.tokenizer.sentinel_ids,
             config.bos_on_inputs,
         )
-        documents = TokenizedTexts(self.texts[split], self.tokenizer)
-        source = Source(name="text", documents=documents, denoisers=config.made_denoisers())
-        return Mixture(sources=(source,), special=special)
+        weights = self.weights()
+        sources = tuple(
+            Source(
+                name=source.name,
+                documents=source.tokens(split, self.tokenizer),
+                denoisers=with_mode_ids(
+                    source_denoisers(source.spec, config), self.tokenizer.encode
+                ),
+                weight=weights[source.name],
+            )
+            for source in self.sources
+        )
+        return Mixture(sources=sources, special=special)
+
+
+def source_denoisers(spec: SourceSpec, config: DataConfig) -> tuple[Denoiser, ...]:
+    """The denoisers that examples of a source get.
+
+    Raises:
+        UserError: it names one that the configuration does not have.
+    """
+    if spec.denoisers is None:
+        return config.made_denoisers()
+    if isinstance(spec.denoisers, str):
+        try:
+            return denoisers_from(spec.denoisers)
+        except UserError as error:
+            raise UserError(f"{spec.where('denoisers')}: {error}") from None
+    made = {denoiser.name: denoiser for denoiser in config.made_denoisers()}
+    for name in spec.denoisers:
+        if name not in made:
+            raise UserError(
+                f"{spec.where('denoisers')}: data.denoisers has no {name!r}"
+                f"{did_you_mean(name, made)}; it has {', '.join(made)}"
+            )
+    return tuple(made[name] for name in spec.denoisers)
+
+
+def check_mixture(corpus_config: CorpusConfig, data_config: DataConfig) -> None:
+    """Finds mistakes in a mixture file, and denoisers that it names in vain, before long work.
+
+    Raises:
+        UserError: the first one.
+    """
+    for spec in read_mixture(corpus_config).sources:
+        source_denoisers(spec, data_config)
 
 
 def prepare_corpus(
@@ -78,6 +142,7 @@ def prepare_corpus(
     tokenizer_config: TokenizerConfig,
     run_dir: Path,
     stage: Callable[[str], AbstractContextManager[None]],
+    message: Callable[[str], None] = logger.info,
 ) -> Corpus:
     """Opens the corpus, makes the run's tokenizer and counts both; what was done before is kept.
 
@@ -86,30 +151,34 @@ def prepare_corpus(
         tokenizer_config: which tokenizer.
         run_dir: keeps the tokenizer, in `tokenizer/`, and the facts, in `corpus.json`.
         stage: a context manager that announces a phase by its title.
+        message: told how far long phases are.
 
     Raises:
         UserError: an unusable corpus or tokenizer, or a corpus that changed since the run began.
     """
+    spec = read_mixture(corpus_config)
     with stage("corpus"):
-        texts = open_corpus(corpus_config)
+        sources = open_mixture(spec, corpus_config)
     facts_path, home = run_dir / FACTS_FILE, run_dir / TOKENIZER_DIR
-    made_for = [dataclasses.asdict(corpus_config), dataclasses.asdict(tokenizer_config)]
-    made_for = json.loads(json.dumps(made_for))
+    paths = {source.name: source.path for source in spec.sources}
+    configs = [dataclasses.asdict(corpus_config), dataclasses.asdict(tokenizer_config)]
+    made_for = json.loads(json.dumps([*configs, spec.settings(), paths]))
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
     # Written last, the facts vouch for the tokenizer. Without them, or with those of other
     # settings that never came to train, it is made anew.
     if facts.get("made_for") == made_for:
-        return _unchanged(texts, run_dir, facts)
+        return _unchanged(spec, sources, run_dir, facts)
     with stage("tokenizer"):
-        tokenizer = _make_tokenizer(tokenizer_config, texts["train"], home)
+        tokenizer = make_tokenizer(tokenizer_config, spec, sources, home)
     with stage("counting tokens"):
         facts = {
             "made_for": made_for,
-            "fingerprint": _fingerprint(texts, tokenizer),
-            **_count(texts, tokenizer),
+            "mixture": spec.settings(),
+            "fingerprint": _fingerprint(sources, tokenizer),
+            **_count(spec, sources, tokenizer, corpus_config.heldout_share, message),
         }
     write_atomically(facts_path, json.dumps(facts, indent=1))
-    return Corpus(texts=texts, tokenizer=tokenizer, facts=facts)
+    return Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
 
 
 def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
@@ -121,23 +190,51 @@ def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
     facts_path = run_dir / FACTS_FILE
     if not facts_path.is_file():
         raise UserError(f"{run_dir} has no {FACTS_FILE} yet: start its training first")
-    return _unchanged(open_corpus(config), run_dir, json.loads(facts_path.read_text()))
+    spec = read_mixture(config)
+    facts = json.loads(facts_path.read_text())
+    return _unchanged(spec, open_mixture(spec, config), run_dir, facts)
 
 
-def _unchanged(texts: dict[str, TextFiles], run_dir: Path, facts: dict[str, Any]) -> Corpus:
+def open_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
+    """A corpus outside of a run, under a tokenizer; counted only if the rates depend on it.
+
+    Raises:
+        UserError: an unusable corpus.
+    """
+    spec = read_mixture(config)
+    sources = open_mixture(spec, config)
+    facts = {}
+    if spec.needs_sizes():
+        facts = _count(spec, sources, tokenizer, config.heldout_share, logger.info)
+    return Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
+
+
+def _unchanged(
+    spec: MixtureSpec, sources: tuple[TextSource, ...], run_dir: Path, facts: dict[str, Any]
+) -> Corpus:
     tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
-    kept, found = facts["fingerprint"], _fingerprint(texts, tokenizer)
+    settings = differences(facts["mixture"], spec.settings())
+    if settings:
+        raise UserError(
+            f"{run_dir}: the mixture file changed since this run began: {'; '.join(settings)}; "
+            "restore it or use another run directory"
+        )
+    kept, found = facts["fingerprint"], _fingerprint(sources, tokenizer)
     changed = [name for name in found if found[name] != kept[name]]
     if changed:
         raise UserError(
             f"{run_dir}: {' and '.join(changed)} changed since this run began ({FACTS_FILE} has "
             "the fingerprints); restore what changed or use another run directory"
         )
-    return Corpus(texts=texts, tokenizer=tokenizer, facts=facts)
+    for source in sources:
+        for split, documents in source.documents.items():
+            if isinstance(documents, SequentialDocuments):
+                documents.know_count(facts["sources"][source.name][split]["documents"])
+    return Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
 
 
-def _fingerprint(texts: dict[str, TextFiles], tokenizer: Tokenizer) -> dict[str, str]:
-    files = {split: files.fingerprint() for split, files in texts.items()}
+def _fingerprint(sources: tuple[TextSource, ...], tokenizer: Tokenizer) -> dict[str, str]:
+    files = {f"source {source.name}": source.records.fingerprint() for source in sources}
     return {**files, "tokenizer": tokenizer.fingerprint}
 
 
@@ -151,7 +248,14 @@ def row_stream(corpus: Corpus, split: str, config: DataConfig, rows: int) -> Row
     return RowStream(mixture, rows, config.inputs_length, config.targets_length, config.seed)
 
 
-def _make_tokenizer(config: TokenizerConfig, texts: TextFiles, home: Path) -> Tokenizer:
+def make_tokenizer(
+    config: TokenizerConfig, spec: MixtureSpec, sources: tuple[TextSource, ...], home: Path
+) -> Tokenizer:
+    """Trains a run's tokenizer on all its sources, or copies the one that it names, into `home`.
+
+    Raises:
+        UserError: no usable tokenizer, or too little text to train one on.
+    """
     home.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.model", "tokenizer.json"):
         (home / name).unlink(missing_ok=True)
@@ -160,7 +264,7 @@ def _make_tokenizer(config: TokenizerConfig, texts: TextFiles, home: Path) -> To
         write_atomically(home / f"tokenizer{given.suffix}", given.read_bytes())
         return load_tokenizer(home)
     return train_sentencepiece(
-        texts,
+        tokenizer_sample(sources, spec, config.train_bytes),
         home / "tokenizer.model",
         vocab_size=config.vocab_size,
         sentinels=config.sentinels,
@@ -168,21 +272,22 @@ def _make_tokenizer(config: TokenizerConfig, texts: TextFiles, home: Path) -> To
     )
 
 
-def _count(texts: dict[str, TextFiles], tokenizer: Tokenizer) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for split, files in texts.items():
-        counts = np.zeros(tokenizer.vocab_size, np.int64)
-        characters = 0
-        for text in files:
-            characters += len(text)
-            counts += np.bincount(tokenizer.encode(text), minlength=len(counts))
-        facts[split] = {
-            "documents": len(files),
-            "characters": characters,
-            "tokens": int(counts.sum()),
-        }
-        if split == "train":
-            shares = counts[counts > 0] / max(counts.sum(), 1)
-            entropy = -float(np.sum(shares * np.log(shares)))
-            facts["unigram_entropy"] = entropy if math.isfinite(entropy) else 0.0
-    return facts
+def _count(
+    spec: MixtureSpec,
+    sources: tuple[TextSource, ...],
+    tokenizer: Tokenizer,
+    heldout_share: float,
+    message: Callable[[str], None],
+) -> dict[str, Any]:
+    """The facts that are counts: one pass over all documents."""
+    train, by_source = [], {}
+    for source in sources:
+        counts = {split: count(source, split, tokenizer, message) for split in SPLITS}
+        found = {split: of_split.documents for split, of_split in counts.items()}
+        source.check_splits(found, heldout_share)
+        for split, documents in source.documents.items():
+            if isinstance(documents, SequentialDocuments):
+                documents.know_count(found[split])
+        train.append(counts["train"])
+        by_source[source.name] = facts_of(source, counts)
+    return corpus_facts(spec, by_source, train)

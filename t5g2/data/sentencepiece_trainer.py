@@ -27,7 +27,7 @@ def train_model(
     """
     import sentencepiece
 
-    sample = _sample(documents, max_bytes, seed)
+    sample = sample_chunks(documents, max_bytes, seed)
     if not sample:
         raise UserError(f"no text to train a tokenizer on (within max_bytes={max_bytes})")
     model = io.BytesIO()
@@ -73,7 +73,7 @@ def train_model(
     return model.getvalue()
 
 
-def _sample(documents: Iterable[str], max_bytes: int, seed: int) -> list[str]:
+def sample_chunks(documents: Iterable[str], max_bytes: int, seed: int = 0) -> list[str]:
     """A seeded random sample of the chunks, in their order, of at most `max_bytes` of UTF-8.
 
     One pass, holding no more than the sample: every chunk draws a number, and while there are too

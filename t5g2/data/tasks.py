@@ -13,6 +13,7 @@ position in the stream, and each is as long as its sequence lengths allow, whate
 Decoder inputs start with bos: give seqio's feature converter `bos_id=2`.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from t5g2.data.corpus import Corpus, reopen_corpus
 from t5g2.data.mixture import DataConfig, Mixture, Source, check_lengths
 from t5g2.data.sampling import key
-from t5g2.data.sources import TextFiles
+from t5g2.data.sources.opening import AnyDocuments
 from t5g2.data.ul2 import Denoiser, SpecialTokens, philox
 from t5g2.data.vocabularies import seqio_vocabulary
 from t5g2.errors import UserError
@@ -68,30 +69,37 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
     import seqio
 
     lengths = {"inputs": config.inputs_length, "targets": config.targets_length}
-    documents = {split: (files.root, len(files)) for split, files in corpus.texts.items()}
-    fingerprint, denoisers = corpus.facts["fingerprint"], config.made_denoisers()
-    definition = (fingerprint, documents, lengths, denoisers, mixture.special)
+    sizes = [len(source.documents) for source in mixture.sources]
+    tasks = [dataclasses.astuple(task) for task in mixture.tasks]
+    fingerprint, rates = corpus.facts["fingerprint"], mixture.rates.tolist()
+    definition = (fingerprint, sizes, lengths, tasks, rates, mixture.special)
     mixture_name = f"{name}_ul2"
-    task_names = [f"{name}_{task.name.replace('/', '_')}" for task in mixture.tasks]
+    task_names = [f"{name}_{_allowed(task.name)}" for task in mixture.tasks]
     if mixture_name in seqio.MixtureRegistry.names():
         if _definitions.get(mixture_name) == definition:
             return mixture_name
         raise UserError(f"seqio has another Mixture {mixture_name}: register under another name")
-    taken = [task for task in task_names if task in seqio.TaskRegistry.names()]
+    taken = [
+        task
+        for number, task in enumerate(task_names)
+        if task in seqio.TaskRegistry.names() or task in task_names[:number]
+    ]
     if taken:
         raise UserError(f"seqio has another Task {taken[0]}: register under another name")
 
     # The denoiser ends the targets with eos; inputs have none, as at inference.
     feature = seqio.Feature(vocabulary, add_eos=False)
-    source = _source({split: corpus.texts[own] for split, own in SPLITS.items()})
+    sources = [
+        _source({split: source.documents[own] for split, own in SPLITS.items()})
+        for source in corpus.sources
+    ]
     for task_name, task in zip(task_names, mixture.tasks, strict=True):
         seqio.TaskRegistry.add(
             task_name,
-            source=source,
+            source=sources[task.source],
             preprocessors=_preprocessors(task_name, task.denoiser, mixture.special, lengths),
             output_features={"inputs": feature, "targets": feature},
         )
-    rates = [float(rate) for rate in mixture.rates]
     seqio.MixtureRegistry.add(mixture_name, list(zip(task_names, rates, strict=True)))
     _definitions[mixture_name] = definition
     return mixture_name
@@ -117,17 +125,27 @@ def register_run(run_dir: str | Path, name: str | None = None) -> str:
     run_dir = Path(run_dir)
     settings = run_settings(run_dir)
     if name is None:
-        name = re.sub(r"[^\w.:#]", "_", run_dir.resolve().name)
+        name = _allowed(run_dir.resolve().name)
     return register(name, reopen_corpus(settings.corpus, run_dir), settings.data)
 
 
-def _source(texts: Mapping[str, TextFiles]) -> "seqio.FunctionDataSource":
+def _allowed(name: str) -> str:
+    """A name with an underscore for each character that seqio does not allow."""
+    return re.sub(r"[^\w.:#]", "_", name)
+
+
+def _source(texts: Mapping[str, AnyDocuments]) -> "seqio.FunctionDataSource":
     """Whole documents as {"text": string}."""
     import seqio
     import tensorflow as tf
 
     def documents(split: str, shuffle_files: bool, seed: int | None = None) -> "tf.data.Dataset":
         files = texts[split]
+        if files.sequential:
+            spec = {"text": tf.TensorSpec([], tf.string)}
+            return tf.data.Dataset.from_generator(
+                lambda: ({"text": text.encode()} for text in files.iterate()), output_signature=spec
+            )
 
         def text(index: "tf.Tensor") -> dict[str, "tf.Tensor"]:
             # Not stateful: the dataset's position can be saved, and it may read in parallel.

@@ -55,10 +55,10 @@ def test_a_corpus_comes_with_a_tokenizer_and_its_facts(texts, tmp_path):
     assert len(corpus.tokenizer.sentinel_ids) == 16
     counts = Counter()
     for split in ("train", "heldout"):
-        tokens = [corpus.tokenizer.encode(text) for text in corpus.texts[split]]
+        tokens = [corpus.tokenizer.encode(text) for text in corpus.sources[0].documents[split]]
         facts = corpus.facts[split]
         assert facts["documents"] == len(tokens)
-        assert facts["characters"] == sum(len(text) for text in corpus.texts[split])
+        assert facts["characters"] == sum(len(text) for text in corpus.sources[0].documents[split])
         assert facts["tokens"] == sum(map(len, tokens))
         if split == "train":
             counts.update(token for document in tokens for token in document.tolist())
@@ -100,17 +100,16 @@ def test_no_tokenizer_where_one_was_named_is_an_error(texts, tmp_path):
 def test_a_corpus_that_changed_since_the_run_began_is_refused(texts, tmp_path):
     run = tmp_path / "run"
     corpus = prepared(texts, run)
-    changed = texts / corpus.texts["train"].names[0]
+    changed = texts / corpus.sources[0].records.names[0]
     original = changed.read_text()
     changed.write_text(original + "# one line more\n")
     message = refusal(texts, run)
-    assert "train changed since this run began" in message
-    assert "heldout" not in message
+    assert "source text changed since this run began" in message
+    assert "tokenizer" not in message
     changed.write_text(original)
     prepared(texts, run)
-    for number in range(20):
-        (texts / f"new{number}.txt").write_text("New.")
-    assert "train and heldout changed" in refusal(texts, run)
+    (texts / "new.txt").write_text("New.")
+    assert "source text changed" in refusal(texts, run)
 
 
 def test_a_tokenizer_that_changed_since_the_run_began_is_refused(texts, tmp_path, tiny_tokenizer):
@@ -166,5 +165,5 @@ def test_the_mixture_uses_the_tokenizer_s_ids(texts, tmp_path, bos_on_inputs):
     pieces, _ = stream.next_row(1, stream.start()[1])
     assert bool(pieces[0].example.inputs[0] == 2) == bos_on_inputs
     tokens, _ = reconstruct(*pieces[0].example, mixture.special)
-    text = corpus.texts["heldout"][pieces[0].document]
+    text = corpus.sources[0].documents["heldout"][pieces[0].document]
     assert text.startswith(corpus.tokenizer.decode(tokens))

@@ -92,8 +92,8 @@ def test_importing_the_module_registers_and_imports_nothing():
 
 def test_sizes_are_numbers_of_documents(registered, corpus):
     task = seqio.get_mixture_or_task("demo_prefix_75")
-    assert task.num_input_examples("train") == len(corpus.texts["train"])
-    assert task.num_input_examples("validation") == len(corpus.texts["heldout"])
+    assert task.num_input_examples("train") == len(corpus.sources[0].documents["train"])
+    assert task.num_input_examples("validation") == len(corpus.sources[0].documents["heldout"])
 
 
 def test_features_are_the_run_s_vocabulary_without_a_second_eos(registered, corpus):
@@ -139,7 +139,7 @@ def test_every_document_comes_back_whole_from_the_examples_of_every_task(
 ):
     found = documents_of(corpus, examples(name, split=split, num_epochs=1))
     own = tasks.SPLITS[split]
-    expected = [corpus.tokenizer.encode(text).tolist() for text in corpus.texts[own]]
+    expected = [corpus.tokenizer.encode(text).tolist() for text in corpus.sources[0].documents[own]]
     pieces = iter(found)
     for document in filter(None, expected):
         joined: list[int] = []
@@ -179,7 +179,7 @@ def test_seqio_s_own_checks_find_the_examples_expected(registered, corpus):
     import tensorflow as tf
 
     name, denoiser, special = "demo_span3_15", T5GEMMA2_UL2[0], special_of(corpus)
-    text = corpus.texts["train"][-1][:600]
+    text = corpus.sources[0].documents["train"][-1][:600]
     seeds = zip(
         *(tf.data.Dataset.random(s).take(1).as_numpy_iterator() for s in (5, 6)), strict=True
     )
@@ -301,7 +301,7 @@ def test_seqio_s_converter_makes_model_features_of_them(registered, corpus, pack
             assert shifted.tolist() == [special.bos_id, *targets[:-1]]
             pieces.append(reconstruct(inputs, targets, special)[0])
     texts = [corpus.tokenizer.decode(piece) for piece in pieces]
-    documents = "\0".join(corpus.texts["train"])
+    documents = "\0".join(corpus.sources[0].documents["train"])
     assert all(text.strip("\ufffd") in documents for text in texts)
     assert (len(pieces) > 40) is pack
 
@@ -316,7 +316,7 @@ def run(corpus, tmp_path) -> Path:
 
     run_dir = tmp_path / "my-run.1"
     shutil.copytree(corpus.tokenizer.path.parent.parent, run_dir)
-    root = corpus.texts["train"].root
+    root = corpus.sources[0].records.root
     bindings = [f"corpus.path={root}", "corpus.heldout_share=0.2", "data.inputs_length=300"]
     bindings += ["corpus.split_bytes=None"]
     settings = read_settings(["configs/recipes/quickstart.gin"], bindings)
@@ -331,7 +331,9 @@ def test_a_run_directory_is_registered_as_the_run_sees_it(run, corpus):
     assert tasks.register_run(run, "mine") == "mine_ul2"
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     found = documents_of(corpus, examples("mine_prefix_75", sequence_length=None))
-    expected = [corpus.tokenizer.encode(text).tolist() for text in corpus.texts["train"]]
+    expected = [
+        corpus.tokenizer.encode(text).tolist() for text in corpus.sources[0].documents["train"]
+    ]
     assert list(itertools.chain(*found)) == list(itertools.chain(*expected))
 
 
@@ -346,6 +348,6 @@ def test_what_is_no_run_directory_or_has_changed_is_refused_in_one_line(run, cor
     (run / "corpus.json").rename(run / "kept")
     assert "has no corpus.json yet" in refusal(run)
     text = (run / "kept").read_text()
-    (run / "corpus.json").write_text(text.replace(corpus.facts["fingerprint"]["train"], "0"))
+    (run / "corpus.json").write_text(text.replace(corpus.facts["fingerprint"]["source text"], "0"))
     assert "my-run.1: train changed since this run began" in refusal(run)
     assert not seqio.TaskRegistry.names()
