@@ -349,5 +349,5 @@ def test_what_is_no_run_directory_or_has_changed_is_refused_in_one_line(run, cor
     assert "has no corpus.json yet" in refusal(run)
     text = (run / "kept").read_text()
     (run / "corpus.json").write_text(text.replace(corpus.facts["fingerprint"]["source text"], "0"))
-    assert "my-run.1: train changed since this run began" in refusal(run)
+    assert "my-run.1: source text changed since this run began" in refusal(run)
     assert not seqio.TaskRegistry.names()

@@ -39,7 +39,8 @@ def text_of_json(content: bytes, field: str, place: object) -> str:
         BadRecord: no JSON, no object, or a field that is missing or no text.
     """
     try:
-        value = json.loads(decoded(content.removeprefix(_BYTE_ORDER_MARK), place))
+        line = content.removeprefix(_BYTE_ORDER_MARK).rstrip(b"\r\n")
+        value = json.loads(decoded(line, place))
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"{place}: not JSON: {one_line(error)}") from None
     if not isinstance(value, dict):

@@ -1,6 +1,7 @@
 """Records: what a source's files hold, one text each, before they are split into documents."""
 
 import logging
+import os
 import threading
 import zlib
 from collections import OrderedDict
@@ -129,11 +130,10 @@ def file_names(paths: Iterable[Path], root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in paths]
 
 
-def cannot_read(path: Path, error: Exception) -> UserError:
+def cannot_read(path: Path, error: OSError) -> UserError:
     """The error for a file that the system does not give."""
-    return UserError(
-        f"{path}: cannot be read: {getattr(error, 'strerror', None) or one_line(error)}"
-    )
+    problem = one_line(error) if error.errno is None else os.strerror(error.errno)
+    return UserError(f"{path}: cannot be read: {problem}")
 
 
 def one_line(error: object) -> str:
