@@ -62,6 +62,13 @@ def import_weights(parser: argparse.ArgumentParser) -> None:
         metavar="FACTOR",
         help="linear position interpolation of global layers (default: the source's own)",
     )
+    vision = parser.add_mutually_exclusive_group()
+    vision.add_argument(
+        "--vision_from",
+        metavar="DIR",
+        help="directory of T5Gemma 2 or Gemma 3 whose vision tower a text model is given",
+    )
+    vision.add_argument("--no_vision", action="store_true", help="leave the vision tower out")
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
@@ -115,9 +122,36 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the exported weights (default: float32)",
+        help="of the exported weights (default: as in the checkpoint)",
     )
+
+
+def cache(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 cache`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", metavar="DIR", help="the cache; goes on if it was begun")
+    what.add_argument("--verify", metavar="DIR", help="compare a cache's bytes with its checksums")
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="source of the mixture file; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="number of processes (default: one a core)"
+    )
+    parser.add_argument(
+        "--runner", metavar="NAME", help="Apache Beam runner to write with, such as DirectRunner"
+    )
+    parser.add_argument(
+        "--runner_option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Beam's pipeline option; may be repeated",
+    )
+    add_gin_arguments(parser)
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:

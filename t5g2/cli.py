@@ -33,6 +33,9 @@ JOBS = {
     "train": Job(
         "t5g2.train", "pretrain a model, or resume the run of a run directory", arguments.train
     ),
+    "cache": Job(
+        "t5g2.cache", "tokenise a run's documents once, as shards to train from", arguments.cache
+    ),
     "import": Job(
         "t5g2.import_weights",
         "turn a Hugging Face directory of T5Gemma 2 or Gemma 3 into a checkpoint",
@@ -55,6 +58,7 @@ JOBS = {
 
 # Optional packages a job may import, and the extra of t5g2 that installs each.
 EXTRAS = {
+    "apache_beam": "beam",
     "seqio": "seqio",
     "tensorflow": "seqio",
     "tensorflow_datasets": "seqio",

@@ -7,6 +7,7 @@ import jax
 
 from t5g2 import settings
 from t5g2.checkpoints.store import array_shapes, read_meta
+from t5g2.data.cache_format import TOKENIZER_DIR
 from t5g2.data.corpus import open_corpus, reopen_corpus
 from t5g2.data.inspection import describe
 from t5g2.data.tokenizer import load_tokenizer
@@ -32,12 +33,13 @@ def _data(args: argparse.Namespace) -> str:
         corpus = reopen_corpus(chosen.corpus, run_dir)
     else:
         chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
-        if chosen.tokenizer.path is None:
+        path, cache = chosen.tokenizer.path, chosen.corpus.cache
+        if path is None and cache is None:
             raise UserError(
                 f"{args.gin_file[-1]} trains its tokenizer in the run: give --run_dir of a run, or "
                 "--gin.tokenizer.path"
             )
-        tokenizer = load_tokenizer(Path(chosen.tokenizer.path))
+        tokenizer = load_tokenizer(Path(path or f"{cache}/{TOKENIZER_DIR}"))
         corpus = open_corpus(chosen.corpus, tokenizer)
     return describe(
         corpus.mixture(args.split, chosen.data),

@@ -6,14 +6,22 @@ import functools
 import hashlib
 import itertools
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
-from t5g2.data.cache_format import Manifest, Shard, from_record, read_manifest
+from t5g2.data.cache_format import (
+    TOKEN_COUNTS,
+    TOKENIZER_DIR,
+    Manifest,
+    Shard,
+    from_record,
+    read_manifest,
+)
+from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
 
 # Shards open at a time in a process: what it may open, less room for everything else. With more
@@ -96,65 +104,63 @@ def _reader(path: str, sha256: str) -> Any:
     return open_shard(Path(path))
 
 
-class DecodedTexts(Sequence[str]):
-    """Cached documents as text again, for those who want to read them."""
+def cache_tokenizer(directory: Path, facts: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a cache.
 
-    def __init__(self, documents: CachedDocuments, decode: Callable[[np.ndarray], str]) -> None:
-        self._documents = documents
-        self._decode = decode
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        return self._decode(self._documents[index])
-
-
-def open_documents(directory: Path, manifest: Manifest) -> dict[str, dict[str, CachedDocuments]]:
-    """The documents of each split, of each source.
+    Args:
+        directory: the cache.
+        facts: what its manifest says of the tokenizer.
 
     Raises:
-        UserError: a shard is missing or has another size than the manifest says.
+        UserError: it cannot be read, or is another one.
     """
-    dtype = np.dtype(manifest.plan["dtype"])
-    return {
-        split: {name: CachedDocuments(directory, found, dtype) for name, found in sources.items()}
-        for split, sources in manifest.shards.items()
-    }
+    tokenizer = load_tokenizer(directory / TOKENIZER_DIR)
+    if tokenizer.fingerprint != facts["fingerprint"]:
+        raise UserError(
+            f"{tokenizer.path} (fingerprint {tokenizer.fingerprint}) is not what the cache was "
+            f"tokenised with ({facts['fingerprint']}): restore it"
+        )
+    return tokenizer
 
 
-def verify_cache(directory: Path, threads: int, report: Callable[[int], None]) -> int:
+def read_token_counts(directory: Path, manifest: Manifest) -> dict[str, Int64[np.ndarray, " ids"]]:
+    """How often each token occurs in the training documents of each source.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = directory / TOKEN_COUNTS
+    fault = file_fault(path, None, manifest.token_counts)
+    if fault:
+        raise UserError(f"{path}: {fault}: make the cache anew")
+    with np.load(path) as counts:
+        return dict(zip(manifest.shards["train"], counts.values(), strict=True))
+
+
+def verify_cache(directory: Path, threads: int) -> int:
     """Reads every byte of a cache and compares it with the manifest.
 
     Args:
         directory: the cache.
         threads: how many shards are read at once.
-        report: is told the number of shards that were found good so far.
 
     Returns:
         The number of shards.
 
     Raises:
-        UserError: naming every shard that is missing or damaged.
+        UserError: naming all that is missing or damaged.
     """
     manifest = read_manifest(directory)
+    cache_tokenizer(directory, manifest.tokenizer)
+    read_token_counts(directory, manifest)
     shards = list(manifest.all_shards())
-    bad: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        outcomes = pool.map(functools.partial(_fault, directory), shards)
-        try:
-            for shard, fault in zip(shards, outcomes, strict=True):
-                if fault:
-                    bad.append(f"{directory / shard.file} ({fault})")
-                else:
-                    report(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        faults = list(pool.map(functools.partial(_fault, directory), shards))
+    bad = [f"{shard.file} ({fault})" for shard, fault in zip(shards, faults, strict=True) if fault]
     if bad:
         raise UserError(
-            f"{len(bad)} of {len(shards)} cached shards are bad: {', '.join(bad)}; delete them and "
-            "run the same t5g2 cache again, which makes them anew"
+            f"{directory}: {len(bad)} of {len(shards)} shards are bad: {', '.join(bad)}; delete "
+            "them and run the same t5g2 cache again, which makes them anew"
         )
     return len(shards)
 
@@ -191,15 +197,21 @@ def damaged(path: Path, fault: str) -> UserError:
     )
 
 
-def _fault(directory: Path, shard: Shard) -> str:
-    """What is wrong with a shard; nothing if it is good."""
-    path = directory / shard.file
+def file_fault(path: Path, size: int | None, sha256: str) -> str:
+    """What is wrong with a file of that size and checksum; nothing if it is good."""
     try:
-        if path.stat().st_size != shard.bytes:
-            return f"{path.stat().st_size:,} bytes instead of {shard.bytes:,}"
-        return "" if sha256_of(path) == shard.sha256 else "checksum mismatch"
+        found = path.stat().st_size
+        if size is not None and found != size:
+            return f"{found:,} bytes instead of {size:,}"
+        return "" if sha256_of(path) == sha256 else "checksum mismatch"
+    except FileNotFoundError:
+        return "missing"
     except OSError as error:
-        return error.strerror or "cannot be read"
+        return f"cannot be read: {error.strerror}"
+
+
+def _fault(directory: Path, shard: Shard) -> str:
+    return file_fault(directory / shard.file, shard.bytes, shard.sha256)
 
 
 def _first_line(error: Exception) -> str:

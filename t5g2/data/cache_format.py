@@ -2,6 +2,7 @@
 
 - `DIR/<split>/<source>-00000-of-00004.array_record`: a range of the source's documents.
 - `DIR/tokenizer/`: what they were tokenised with.
+- `DIR/token_counts.npz`: how often each token occurs in the training documents of each source.
 - `DIR/manifest.json`: written last; without it there is no cache.
 """
 
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+TOKENIZER_DIR = "tokenizer"
+TOKEN_COUNTS = "token_counts.npz"
 # What an unfinished cache keeps of its finished shards, and its temporary files.
 PARTIAL_DIR = ".partial"
 
@@ -28,6 +32,9 @@ DOCUMENTS_PER_SHARD = 256
 MOST_SHARDS = 256
 
 _CRC_BYTES = 4
+
+
+Plan = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,7 @@ class Shard:
         documents: how many it holds.
         characters: of their text.
         tokens: of all of them.
+        bad_records: those that had no text and stand in it as empty documents.
         bytes: its size.
         sha256: its checksum, hexadecimal.
     """
@@ -47,6 +55,7 @@ class Shard:
     documents: int
     characters: int
     tokens: int
+    bad_records: int
     bytes: int
     sha256: str
 
@@ -56,16 +65,19 @@ class Manifest:
     """What a complete cache holds.
 
     Attributes:
-        plan: what was to be cached: format, dtype of the token ids, tokenizer (fingerprint,
-            vocabulary and special ids), and per split and source the number of documents and the
-            fingerprint, as sections of values. Two caches of one plan are the same bytes.
-        info: what the maker of the cache knows of each source and of the corpus; JSON values.
+        plan: the settings and fingerprints that it was made from, as sections of JSON values.
+            Whatever is made from the same plan is the same bytes.
+        tokenizer: fingerprint, vocabulary and special ids of the tokenizer; `dtype` is that of the
+            stored ids.
         shards: of each split, of each source, in the order of the documents.
+        token_counts: checksum of the file that says how often each token occurs in the training
+            documents of each source.
     """
 
-    plan: dict[str, Any]
-    info: dict[str, Any]
+    plan: Plan
+    tokenizer: dict[str, Any]
     shards: dict[str, dict[str, list[Shard]]]
+    token_counts: str
 
     def all_shards(self) -> Iterator[Shard]:
         """Every shard, split by split and source by source."""
@@ -73,18 +85,14 @@ class Manifest:
             for shards in sources.values():
                 yield from shards
 
-    def total(self, split: str, source: str, what: str) -> int:
-        """The sum of a field of `Shard` over a source."""
-        return sum(getattr(shard, what) for shard in self.shards[split][source])
-
-    def fingerprint(self) -> str:
-        """Changes when any shard does: 16 hexadecimal digits."""
-        sums = "".join(shard.sha256 for shard in self.all_shards())
-        return hashlib.sha256(sums.encode()).hexdigest()[:16]
+    def fingerprint(self, source: str) -> str:
+        """Changes with any document of a source: 16 hexadecimal digits."""
+        sums = [shard.sha256 for sources in self.shards.values() for shard in sources[source]]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """As text; `read_manifest` reads it back."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), indent=1)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -106,14 +114,14 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise UserError(f"{path} is damaged: make the cache anew") from None
-    found = content["plan"].get("format") if isinstance(content.get("plan"), dict) else None
+    found = content.get("plan", {}).get("cache", {}).get("format")
     if found != FORMAT:
         raise UserError(f"{path}: format {found}, this t5g2 reads {FORMAT}: make the cache anew")
     shards = {
         split: {name: [Shard(**shard) for shard in found] for name, found in sources.items()}
         for split, sources in content["shards"].items()
     }
-    return Manifest(plan=content["plan"], info=content["info"], shards=shards)
+    return Manifest(**{**content, "shards": shards})
 
 
 def shard_count(documents: int) -> int:
@@ -130,6 +138,20 @@ def shard_range(documents: int, number: int) -> range:
 def shard_file(split: str, source: str, number: int, count: int) -> str:
     """The path of a shard in its cache."""
     return f"{split}/{source}-{number:05}-of-{count:05}.array_record"
+
+
+def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a manifest says of a tokenizer."""
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "dtype": token_dtype(tokenizer.vocab_size).str,
+        "vocab_size": tokenizer.vocab_size,
+        "pad_id": tokenizer.pad_id,
+        "eos_id": tokenizer.eos_id,
+        "bos_id": tokenizer.bos_id,
+        "first_sentinel_id": tokenizer.sentinel_ids.start,
+        "sentinels": len(tokenizer.sentinel_ids),
+    }
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -150,6 +172,7 @@ def from_record(record: bytes, dtype: np.dtype) -> Int32[np.ndarray, " n"]:
         ValueError: the checksum does not match.
     """
     body = memoryview(record)[_CRC_BYTES:]
-    if zlib.crc32(body) != int.from_bytes(record[:_CRC_BYTES], "little"):
+    # Nothing at all would be right: the checksum of nothing is 0.
+    if not record or zlib.crc32(body) != int.from_bytes(record[:_CRC_BYTES], "little"):
         raise ValueError("checksum mismatch")
     return np.frombuffer(body, dtype).astype(np.int32)

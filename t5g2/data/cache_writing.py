@@ -21,12 +21,13 @@ import numpy as np
 from jaxtyping import Int
 
 from t5g2 import config
-from t5g2.data.cache import check_size, open_shard, sha256_of
+from t5g2.data.cache import cache_tokenizer, check_size, open_shard, sha256_of
 from t5g2.data.cache_format import (
-    FORMAT,
     MANIFEST,
     PARTIAL_DIR,
+    TOKEN_COUNTS,
     Manifest,
+    Plan,
     Shard,
     read_manifest,
     shard_count,
@@ -34,7 +35,10 @@ from t5g2.data.cache_format import (
     shard_range,
     to_record,
     token_dtype,
+    tokenizer_facts,
 )
+from t5g2.data.sources.documents import Documents, SequentialDocuments, encode
+from t5g2.data.sources.records import BadRecords
 from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
@@ -57,14 +61,12 @@ class Part:
     Attributes:
         split: "train" or "heldout".
         source: its name; also part of the shards' file names.
-        texts: the documents, in order; readable by number in any process it is pickled to.
-        fingerprint: changes when the documents do.
+        texts: the documents, in order, readable by number in any process it is pickled to.
     """
 
     split: str
     source: str
     texts: Sequence[str]
-    fingerprint: str
 
 
 class Todo(NamedTuple):
@@ -82,34 +84,13 @@ class CacheWriter:
         directory: the cache.
         parts: all that is to be in it.
         tokenizer: what the documents are tokenised with.
+        max_bad_records: see `CorpusConfig`; of a shard here, of all together in `write_cache`.
     """
 
     directory: Path
     parts: tuple[Part, ...]
     tokenizer: Tokenizer
-
-    def plan(self) -> dict[str, dict[str, Any]]:
-        """What determines the bytes of the cache; see `Manifest`."""
-        tokenizer = self.tokenizer
-        return {
-            "cache": {"format": FORMAT, "dtype": token_dtype(tokenizer.vocab_size).str},
-            "tokenizer": {
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "pad_id": tokenizer.pad_id,
-                "eos_id": tokenizer.eos_id,
-                "bos_id": tokenizer.bos_id,
-                "first_sentinel_id": tokenizer.sentinel_ids.start,
-                "sentinels": len(tokenizer.sentinel_ids),
-            },
-            **{
-                f"{part.split}/{part.source}": {
-                    "documents": len(part.texts),
-                    "fingerprint": part.fingerprint,
-                }
-                for part in self.parts
-            },
-        }
+    max_bad_records: int = 0
 
     def todo(self) -> list[Todo]:
         """Every shard of the cache."""
@@ -123,6 +104,10 @@ class CacheWriter:
         """The path of a shard in the cache."""
         part = self.parts[todo.part]
         return shard_file(part.split, part.source, todo.shard, shard_count(len(part.texts)))
+
+    def documents(self, todo: Todo) -> int:
+        """How many documents a shard has."""
+        return len(shard_range(len(self.parts[todo.part].texts), todo.shard))
 
     def write(self, todo: Todo, report: Report) -> None:
         """Writes one shard and the note of what it holds.
@@ -173,6 +158,9 @@ class CacheWriter:
         """Writes the records of a shard and reads them back."""
         part = self.parts[todo.part]
         documents = shard_range(len(part.texts), todo.shard)
+        bad = BadRecords(self.max_bad_records)
+        if isinstance(part.texts, Documents | SequentialDocuments):
+            part.texts.bad = bad  # counts this shard's alone, whatever was found before
         dtype = token_dtype(self.tokenizer.vocab_size)
         counts = np.zeros(self.tokenizer.vocab_size, np.int64)
         uncounted = [np.zeros(0, np.int32)]
@@ -180,7 +168,7 @@ class CacheWriter:
         with _new_shard(temporary) as add:
             for done, index in enumerate(documents, start=1):
                 text = part.texts[index]
-                ids = self.tokenizer.encode(text)
+                ids = encode(text, self.tokenizer)
                 record = to_record(ids, dtype)
                 add(record)
                 checksum = zlib.crc32(record, checksum)
@@ -200,6 +188,7 @@ class CacheWriter:
             documents=len(documents),
             characters=characters,
             tokens=tokens,
+            bad_records=bad.count(part.source),
             bytes=temporary.stat().st_size,
             sha256=sha256_of(temporary),
         )
@@ -260,80 +249,125 @@ def cache_directory(directory: Path) -> Iterator[None]:
         raise _cannot_write(directory, error) from None
 
 
-def write_cache(
-    writer: CacheWriter,
-    run: Callable[[list[Todo]], None],
-    describe: Callable[[dict[str, dict[str, TokenCounts]]], dict[str, Any]],
-) -> Manifest:
+def begun_cache(directory: Path, plan: Plan) -> Tokenizer | None:
+    """The tokenizer of a cache that stands, whole or in part, in `cache_directory`.
+
+    Args:
+        directory: the cache.
+        plan: what it is to be made from; see `Manifest`.
+
+    Returns:
+        The tokenizer; None: no cache was begun there.
+
+    Raises:
+        UserError: a cache was made or begun from something else, or its tokenizer changed.
+    """
+    plan_path = directory / PARTIAL_DIR / _PLAN_FILE
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        begun = {"plan": manifest.plan, "tokenizer": manifest.tokenizer}
+    elif plan_path.exists():
+        begun = json.loads(plan_path.read_bytes())
+    else:
+        return None
+    changed = config.differences(begun["plan"], plan)
+    if changed:
+        raise UserError(
+            f"{directory} holds the cache of other data or settings: {'; '.join(changed)}. Use "
+            "another --out, or what it was made from"
+        )
+    return cache_tokenizer(directory, begun["tokenizer"])
+
+
+def begin_cache(directory: Path, plan: Plan, tokenizer: Tokenizer) -> None:
+    """Notes, for `begun_cache`, that the tokenizer stands and what the cache is made from."""
+    content = {"plan": plan, "tokenizer": tokenizer_facts(tokenizer)}
+    write_atomically(directory / PARTIAL_DIR / _PLAN_FILE, json.dumps(content))
+
+
+def write_cache(writer: CacheWriter, plan: Plan, run: Callable[[list[Todo]], None]) -> Manifest:
     """Makes a cache whole, inside `cache_directory`: only what is missing is written.
 
     Args:
         writer: of the cache.
+        plan: what it is made from; see `Manifest`.
         run: has shards written, by `writer.write`, in any order and in any processes.
-        describe: makes the manifest's `info` from how often each token occurs in the sources of
-            each split; JSON values.
 
     Raises:
-        UserError: the directory holds the cache of other documents or of another tokenizer, or
-            something cannot be read or written.
+        UserError: something cannot be read or written, or there are too many bad records.
     """
     directory = writer.directory
-    plan_path = directory / PARTIAL_DIR / _PLAN_FILE
-    plan = writer.plan()
-    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
-    if manifest is not None:
-        _check_plan(directory, manifest.plan, plan)
-        known = {shard.file: shard for shard in manifest.all_shards()}
-    elif plan_path.exists():
-        _check_plan(directory, json.loads(plan_path.read_bytes()), plan)
-    else:
-        write_atomically(plan_path, json.dumps(plan))
-    if manifest is not None:
-        run([todo for todo in writer.todo() if not _is_whole(directory, known[writer.file(todo)])])
-        for todo in writer.todo():
-            note = writer.note(todo)
-            if note is not None and note[0] != known[note[0].file]:
-                raise UserError(
-                    f"{directory / note[0].file}, made anew, is not what the manifest says: the "
-                    "documents changed; make the cache anew"
-                )
-    else:
-        run([todo for todo in writer.todo() if writer.note(todo) is None])
-        manifest = _manifest(writer, describe)
-        write_atomically(directory / MANIFEST, manifest.to_json())
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        _mend(writer, run, manifest)
+        return manifest
+    run([todo for todo in writer.todo() if writer.note(todo) is None])
+    shards: dict[str, dict[str, list[Shard]]] = {}
+    counts: list[TokenCounts] = []
+    for number, part in enumerate(writer.parts):
+        found, ids = _gathered(writer, number)
+        shards.setdefault(part.split, {})[part.source] = found
+        if part.split == "train":
+            counts.append(ids)
+    manifest = Manifest(
+        plan=plan,
+        tokenizer=tokenizer_facts(writer.tokenizer),
+        shards=shards,
+        token_counts=_write_counts(directory / TOKEN_COUNTS, counts),
+    )
+    bad = sum(shard.bad_records for shard in manifest.all_shards())
+    if bad > writer.max_bad_records:
+        raise UserError(
+            f"{bad} records of all sources have no text, and corpus.max_bad_records is "
+            f"{writer.max_bad_records}: raise it, or mend them and use another --out"
+        )
+    write_atomically(directory / MANIFEST, manifest.to_json())
     return manifest
 
 
-def _manifest(
-    writer: CacheWriter, describe: Callable[[dict[str, dict[str, TokenCounts]]], dict[str, Any]]
-) -> Manifest:
-    """Gathers the notes of all shards."""
-    shards: dict[str, dict[str, list[Shard]]] = {}
-    counts: dict[str, dict[str, TokenCounts]] = {}
+def _mend(writer: CacheWriter, run: Callable[[list[Todo]], None], manifest: Manifest) -> None:
+    """Writes the shards of a complete cache that are missing or too short."""
+    known = {shard.file: shard for shard in manifest.all_shards()}
+    files = {writer.file(todo): todo for todo in writer.todo()}
+    run([todo for file, todo in files.items() if not _is_whole(writer.directory, known.get(file))])
+    for file, todo in files.items():
+        note = writer.note(todo)
+        if note is not None and note[0] != known.get(file):
+            raise UserError(
+                f"{writer.directory / file}, made anew, is not what the manifest says: the "
+                "documents changed; use another --out"
+            )
+
+
+def _gathered(writer: CacheWriter, part: int) -> tuple[list[Shard], TokenCounts]:
+    """What the notes of all shards of a part say."""
+    shards: list[Shard] = []
+    counts = np.zeros(writer.tokenizer.vocab_size, np.int64)
     for todo in writer.todo():
-        part = writer.parts[todo.part]
+        if todo.part != part:
+            continue
         note = writer.note(todo)
         if note is None:
             raise UserError(
                 f"{writer.directory / writer.file(todo)} was not written: is {writer.directory} "
                 "the same directory on every machine of the runner?"
             )
-        shards.setdefault(part.split, {}).setdefault(part.source, []).append(note[0])
-        sums = counts.setdefault(part.split, {})
-        sums[part.source] = sums.get(part.source, 0) + note[1]
-    return Manifest(plan=writer.plan(), info=describe(counts), shards=shards)
+        shards.append(note[0])
+        counts += note[1]
+    return shards, counts
 
 
-def _check_plan(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = config.differences(old, new)
-    if changed:
-        raise UserError(
-            f"{directory} holds the cache of other data: {'; '.join(changed)}. Use another --out, "
-            "or what it was made from"
-        )
+def _write_counts(path: Path, counts: list[TokenCounts]) -> str:
+    """Writes how often each token occurs, source by source; returns the file's checksum."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, *counts)
+    write_atomically(path, buffer.getvalue())
+    return sha256_of(path)
 
 
-def _is_whole(directory: Path, shard: Shard) -> bool:
+def _is_whole(directory: Path, shard: Shard | None) -> bool:
+    if shard is None:
+        return False
     try:
         check_size(directory, shard)
     except UserError:

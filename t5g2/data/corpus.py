@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.config import did_you_mean, differences
+from t5g2.data.cached_corpus import CachedSource, open_cache
 from t5g2.data.counting import corpus_facts, count, facts_of, tokenizer_sample
 from t5g2.data.mixture import DataConfig, Mixture, Source
 from t5g2.data.packing import RowStream
@@ -59,7 +60,7 @@ class Corpus:
     """
 
     spec: MixtureSpec
-    sources: tuple[TextSource, ...]
+    sources: tuple[TextSource, ...] | tuple[CachedSource, ...]
     tokenizer: Tokenizer
     facts: dict[str, Any]
 
@@ -156,6 +157,8 @@ def prepare_corpus(
     Raises:
         UserError: an unusable corpus or tokenizer, or a corpus that changed since the run began.
     """
+    if corpus_config.cache is not None:
+        return _prepare_cached(corpus_config, tokenizer_config, run_dir, stage)
     spec = read_mixture(corpus_config)
     with stage("corpus"):
         sources = open_mixture(spec, corpus_config)
@@ -181,6 +184,27 @@ def prepare_corpus(
     return Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
 
 
+def _prepare_cached(
+    corpus_config: CorpusConfig,
+    tokenizer_config: TokenizerConfig,
+    run_dir: Path,
+    stage: Callable[[str], AbstractContextManager[None]],
+) -> Corpus:
+    """As `prepare_corpus`, from a cache: there is nothing to be counted or trained."""
+    with stage("cache"):
+        cache = open_cache(corpus_config)
+        cache.check_settings(tokenizer_config)
+        own = dataclasses.replace(tokenizer_config, path=str(cache.tokenizer.path))
+        tokenizer = make_tokenizer(own, cache.spec, (), run_dir / TOKENIZER_DIR)
+        facts = {
+            "mixture": cache.spec.settings(),
+            "fingerprint": _fingerprint(cache.sources, tokenizer),
+            **cache.facts(),
+        }
+    write_atomically(run_dir / FACTS_FILE, json.dumps(facts, indent=1))
+    return Corpus(spec=cache.spec, sources=cache.sources, tokenizer=tokenizer, facts=facts)
+
+
 def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
     """The corpus and tokenizer of a run that has prepared them; nothing is written.
 
@@ -190,8 +214,11 @@ def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
     facts_path = run_dir / FACTS_FILE
     if not facts_path.is_file():
         raise UserError(f"{run_dir} has no {FACTS_FILE} yet: start its training first")
-    spec = read_mixture(config)
     facts = json.loads(facts_path.read_text())
+    if config.cache is not None:
+        cache = open_cache(config)
+        return _unchanged(cache.spec, cache.sources, run_dir, facts)
+    spec = read_mixture(config)
     return _unchanged(spec, open_mixture(spec, config), run_dir, facts)
 
 
@@ -201,6 +228,12 @@ def open_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
     Raises:
         UserError: an unusable corpus.
     """
+    if config.cache is not None:
+        cache = open_cache(config)
+        cache.check_tokenizer(tokenizer)
+        return Corpus(
+            spec=cache.spec, sources=cache.sources, tokenizer=tokenizer, facts=cache.facts()
+        )
     spec = read_mixture(config)
     sources = open_mixture(spec, config)
     facts = {}
@@ -210,7 +243,10 @@ def open_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
 
 
 def _unchanged(
-    spec: MixtureSpec, sources: tuple[TextSource, ...], run_dir: Path, facts: dict[str, Any]
+    spec: MixtureSpec,
+    sources: tuple[TextSource, ...] | tuple[CachedSource, ...],
+    run_dir: Path,
+    facts: dict[str, Any],
 ) -> Corpus:
     tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
     settings = differences(facts["mixture"], spec.settings())
@@ -233,8 +269,10 @@ def _unchanged(
     return Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
 
 
-def _fingerprint(sources: tuple[TextSource, ...], tokenizer: Tokenizer) -> dict[str, str]:
-    files = {f"source {source.name}": source.records.fingerprint() for source in sources}
+def _fingerprint(
+    sources: tuple[TextSource, ...] | tuple[CachedSource, ...], tokenizer: Tokenizer
+) -> dict[str, str]:
+    files = {f"source {source.name}": source.fingerprint() for source in sources}
     return {**files, "tokenizer": tokenizer.fingerprint}
 
 

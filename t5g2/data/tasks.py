@@ -24,7 +24,7 @@ import numpy as np
 from t5g2.data.corpus import Corpus, reopen_corpus
 from t5g2.data.mixture import DataConfig, Mixture, Source, check_lengths
 from t5g2.data.sampling import key
-from t5g2.data.sources.opening import AnyDocuments
+from t5g2.data.sources.opening import AnyDocuments, TextSource
 from t5g2.data.ul2 import Denoiser, SpecialTokens, philox
 from t5g2.data.vocabularies import seqio_vocabulary
 from t5g2.errors import UserError
@@ -58,11 +58,17 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
         The Mixture's name, `<name>_ul2`.
 
     Raises:
-        UserError: seqio is not installed, the name is taken by something else or has a character
-            that seqio does not allow, or the sequence lengths do not suit a denoiser.
+        UserError: seqio is not installed, the corpus is a cache, the name is taken by something
+            else or has a character that seqio does not allow, or the sequence lengths do not suit a
+            denoiser.
     """
     if not re.fullmatch(r"[\w.:#]+", name):
         raise UserError(f"seqio names may hold letters, digits and _ . : # only, not {name!r}")
+    if not all(isinstance(source, TextSource) for source in corpus.sources):
+        raise UserError(
+            "seqio Tasks are made of text, and this corpus is a cache of tokens: give the text by "
+            "corpus.path or corpus.mixture, without corpus.cache"
+        )
     mixture = corpus.mixture("train", config)
     check_lengths(mixture, config.inputs_length, config.targets_length)
     vocabulary = seqio_vocabulary(corpus.tokenizer)
@@ -92,6 +98,7 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
     sources = [
         _source({split: source.documents[own] for split, own in SPLITS.items()})
         for source in corpus.sources
+        if isinstance(source, TextSource)
     ]
     for task_name, task in zip(task_names, mixture.tasks, strict=True):
         seqio.TaskRegistry.add(

@@ -3,14 +3,23 @@
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from t5g2.data import cache_format
+from t5g2.data.cache import CachedDocuments
+from t5g2.data.cache_format import Manifest, read_manifest
 from t5g2.data.cache_workers import write_in_processes
-from t5g2.data.cache_writing import CacheWriter, Part, cache_directory, write_cache
+from t5g2.data.cache_writing import (
+    CacheWriter,
+    Part,
+    begin_cache,
+    begun_cache,
+    cache_directory,
+    write_cache,
+)
 from t5g2.data.tokenizer import load_tokenizer
+
+PLAN = {"cache": {"format": 1}}
 
 
 def paragraphs(count: int, skip: int = 0) -> list[str]:
@@ -19,50 +28,51 @@ def paragraphs(count: int, skip: int = 0) -> list[str]:
         path.read_text(encoding="utf-8")
         for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:20]
     )
-    lengths = np.random.default_rng(skip).integers(1, 900, count)
-    ends = np.cumsum(lengths)
-    pieces = [
-        text[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
-    ]
+    lengths = np.random.default_rng(skip).integers(1, 900, count).tolist()
+    ends = np.cumsum(lengths).tolist()
+    pieces = [text[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     pieces[1], pieces[count // 2] = "", text[:60_000]
     return pieces
 
 
 def small_parts() -> tuple[Part, ...]:
-    """Three shards of one source, one shard each of another in both splits."""
+    """Three shards of one source; one shard of another, and of the held-out documents."""
     return (
-        Part(split="train", source="code", texts=paragraphs(700), fingerprint="c0"),
-        Part(split="train", source="prose", texts=paragraphs(40, 1), fingerprint="c1"),
-        Part(split="heldout", source="code", texts=paragraphs(30, 2), fingerprint="c2"),
+        Part(split="train", source="prose", texts=paragraphs(40, 1)),
+        Part(split="train", source="code", texts=paragraphs(700)),
+        Part(split="heldout", source="code", texts=paragraphs(30, 2)),
     )
-
-
-def describe(counts: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The number of tokens and of different tokens of each source in each split."""
-    return {
-        f"{split}/{name}": [int(found.sum()), int((found > 0).sum())]
-        for split, sources in counts.items()
-        for name, found in sources.items()
-    }
 
 
 def make_cache(
-    directory: Path, tokenizer_path: Path, parts: Sequence[Part], workers: int = 0
-) -> cache_format.Manifest:
-    """Writes a cache, in this process or with workers."""
-    writer = CacheWriter(
-        directory=directory, parts=tuple(parts), tokenizer=load_tokenizer(tokenizer_path)
-    )
-
-    def here(todo):
-        for each in todo:
-            writer.write(each, lambda *_: None)
-
-    def spawned(todo):
-        write_in_processes(writer, todo, workers, lambda *_: None)
-
+    directory: Path, tokenizer: Path, parts: Sequence[Part] | None = None, workers: int = 0
+) -> Manifest:
+    """Writes a cache, or goes on with it, in this process or in workers."""
     with cache_directory(directory):
-        return write_cache(writer, spawned if workers else here, describe)
+        kept = begun_cache(directory, PLAN)
+        if kept is None:
+            (directory / "tokenizer").mkdir()
+            (directory / "tokenizer" / tokenizer.name).write_bytes(tokenizer.read_bytes())
+            kept = load_tokenizer(directory / "tokenizer")
+            begin_cache(directory, PLAN, kept)
+        writer = CacheWriter(
+            directory=directory, parts=tuple(parts or small_parts()), tokenizer=kept
+        )
+
+        def run(todo):
+            if workers:
+                write_in_processes(writer, todo, workers, lambda *_: None)
+            for each in () if workers else todo:
+                writer.write(each, lambda *_: None)
+
+        return write_cache(writer, PLAN, run)
+
+
+def opened(directory: Path, split: str, source: str) -> CachedDocuments:
+    """The documents of one source."""
+    manifest = read_manifest(directory)
+    dtype = np.dtype(manifest.tokenizer["dtype"])
+    return CachedDocuments(directory, manifest.shards[split][source], dtype)
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -13,6 +13,8 @@ class CorpusConfig:
     Attributes:
         path: the directory, searched recursively; "python-stdlib": Python's standard library.
         mixture: a mixture file (TOML) that lists sources, in place of `path`.
+        cache: a cache that `t5g2 cache` made: the documents come from there, tokenised, and neither
+            `path` nor the sources' files are read; a mixture file still says how they are mixed.
         suffixes: text files that are documents.
         heldout_share: share of the documents that is kept from training, chosen by their file names
             or, in files of many records, by their numbers.
@@ -24,6 +26,7 @@ class CorpusConfig:
 
     path: str = STANDARD_LIBRARY
     mixture: str | None = None
+    cache: str | None = None
     suffixes: tuple[str, ...] = (".py", ".txt", ".rst", ".md")
     heldout_share: float = 0.02
     split_bytes: int | None = None

@@ -63,6 +63,10 @@ class TextSource:
         """Whether its documents come in their own order only."""
         return self.documents["train"].sequential
 
+    def fingerprint(self) -> str:
+        """Changes with the files, as far as that can be told without reading them."""
+        return self.records.fingerprint()
+
     def tokens(self, split: str, tokenizer: Tokenizer) -> TokenizedTexts:
         """The documents of a split as token ids."""
         return TokenizedTexts(self.documents[split], tokenizer)
