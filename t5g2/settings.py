@@ -31,6 +31,9 @@ class TrainConfig:
         accumulation: microbatches that a batch is split into, one after the other.
         log_every: steps between two records in the metrics log.
         seed: of the initial parameters.
+        accept_changes: whether a run may go on with other data than it began with: other values of
+            `data`, `corpus` and `train.rows`, or other documents. Each source goes on about where
+            it was.
         init_from: checkpoint, or Hugging Face directory of T5Gemma 2, whose parameters the run
             starts from, and whose tokenizer it takes if `tokenizer.path` is None; None: random.
         teacher: checkpoint, or Hugging Face directory of T5Gemma 2, whose distribution over the
@@ -43,6 +46,7 @@ class TrainConfig:
     accumulation: int = 1
     log_every: int = 10
     seed: int = 0
+    accept_changes: bool = False
     init_from: str | None = None
     teacher: str | None = None
 
@@ -131,6 +135,8 @@ MAY_CHANGE = frozenset(
         "train.stop_at",
         "train.log_every",
         "train.accumulation",
+        "train.accept_changes",
+        "data.workers",
         *(f"model.{name}" for name in EXECUTION_FIELDS),
         *(
             f"{section}.{field.name}"
@@ -187,19 +193,27 @@ def run_settings(run_dir: Path) -> Settings:
     return read_settings([str(path)])
 
 
-def check_same_run(run_dir: Path, settings: Settings) -> None:
+def check_same_run(run_dir: Path, settings: Settings) -> list[str]:
     """Refuses to continue a run under settings that make it another one.
+
+    Returns:
+        The changes of its data, `setting: old -> new`, which `train.accept_changes` allowed.
 
     Raises:
         UserError: naming each setting that differs.
     """
     if not (run_dir / CONFIG_FILE).exists():
-        return
+        return []
     changed = config.differences(
         run_settings(run_dir).to_json(), settings.to_json(), ignore=MAY_CHANGE
     )
+    of_data = [c for c in changed if c.startswith(("data.", "corpus.", "train.rows:"))]
+    if of_data == changed and settings.train.accept_changes:
+        return changed
     if changed:
+        accept = ", or accept it by train.accept_changes = True" if of_data == changed else ""
         raise UserError(
             f"{run_dir} belongs to another configuration: {'; '.join(changed)}. Use another "
-            "--run_dir, or the settings it was started with"
+            f"--run_dir, or the settings it was started with{accept}"
         )
+    return []

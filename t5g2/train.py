@@ -1,6 +1,7 @@
 """The pretraining job: `t5g2 train`. It goes on where the run's last checkpoint stands."""
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from t5g2.data.corpus import (
     row_stream,
 )
 from t5g2.data.loader import RowBatches
+from t5g2.data.packing import RowStream
+from t5g2.data.resume import continued, describe_cursors
 from t5g2.errors import UserError
 from t5g2.evaluation import HeldOut
 from t5g2.files import write_atomically
@@ -58,7 +61,7 @@ def train(settings: Settings, run_dir: Path) -> int:
         UserError: anything that the user can mend.
     """
     _check_run_dir(run_dir)
-    check_same_run(run_dir, settings)
+    accepted = check_same_run(run_dir, settings)
     total = settings.train.total_steps
     if is_finished(run_dir):
         print(f"{run_dir} is complete ({total} steps): see {run_dir / 'report.html'}")
@@ -116,7 +119,9 @@ def train(settings: Settings, run_dir: Path) -> int:
             if saved:
                 with progress.stage(f"restoring step {step}"):
                     state, cursors = store.restore(step, shapes, shardings)
-                    totals = Totals.of(read_meta(store.path(step)))
+                    meta = read_meta(store.path(step))
+                    totals = Totals.of(meta)
+                    cursors = continued(cursors, meta.get("data"), rows)
             else:
                 with progress.stage("initialising"):
                     state = make_first_state(settings, optimizer, shardings)
@@ -132,6 +137,10 @@ def train(settings: Settings, run_dir: Path) -> int:
                 "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
             }
             log.start(step, **facts)
+            if accepted:
+                changes = f"train.accept_changes: {'; '.join(accepted)}"
+                log.write("event", step, level="warning", message=changes)
+                progress.message(changes)
             warmup = warmup_steps(settings.schedule, total)
             if warmup < settings.schedule.warmup_steps:
                 progress.message(
@@ -140,7 +149,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 )
 
             # ---- The loop
-            batches = RowBatches(rows, cursors, 0, rows.rows).prefetched()
+            loader = RowBatches(rows, cursors, 0, rows.rows, settings.data.workers)
             sharding = batch_sharding(mesh)
             room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
             meter = Meter(tasks, room, schedule, totals)
@@ -153,10 +162,10 @@ def train(settings: Settings, run_dir: Path) -> int:
                 progress.update(step, **values)
 
             def save() -> None:
-                meta = _checkpoint_meta(settings, meter.totals())
+                meta = _checkpoint_meta(settings, rows, meter.totals())
                 store.save(state, jax.device_put(cursors, sharding), meta)
 
-            with StopRequest() as stop:
+            with closing(loader.prefetched()) as batches, StopRequest() as stop:
                 while step < last and stop.signal is None:
                     batch, cursors = next(batches)
                     batch = jax.device_put(batch, sharding)
@@ -234,9 +243,10 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
         )
 
 
-def _checkpoint_meta(settings: Settings, totals: Totals) -> dict[str, Any]:
+def _checkpoint_meta(settings: Settings, rows: RowStream, totals: Totals) -> dict[str, Any]:
     return {
         **totals._asdict(),
+        "data": describe_cursors(rows),
         "model": model_to_json(settings.model),
         "settings": settings.to_json(),
         "config_hash": settings.hash(),

@@ -67,6 +67,7 @@ class RowStream:
         self.mixture = mixture
         self.tasks = mixture.tasks
         self.rows = rows
+        self.seed = seed
         self.room = (inputs_length, targets_length)
         self.cursor_length = 1 + 2 * len(mixture.sources)
         self._choose = TaskChoice(mixture.rates, seed)
