@@ -11,6 +11,7 @@ import numpy as np
 from t5g2.checkpoints.store import read_arrays, read_meta, write_parameters
 from t5g2.errors import UserError
 from t5g2.files import new_directory
+from t5g2.models.t5gemma2 import split_frozen
 
 
 def average(checkpoints: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
@@ -38,7 +39,9 @@ def average(checkpoints: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
         params = read_arrays(checkpoints[i] / "params")
         params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
         total = params if total is None else jax.tree.map(np.add, total, params)
-    mean = jax.tree.map(lambda x: x / np.float32(len(metas)), total)
+    # What is frozen is the same in all; its mean would be rounded.
+    _, frozen = split_frozen(params)
+    mean = {**jax.tree.map(lambda x: x / np.float32(len(metas)), total), **frozen}
     steps = [metas[i]["step"] for i in order]
     return mean, {**metas[order[-1]], "averaged_steps": steps}
 

@@ -32,6 +32,19 @@ def test_the_order_of_naming_does_not_matter(checkpoints):
     assert meta["averaged_steps"] == [0, 1, 2, 3, 4]
 
 
+def test_what_is_frozen_keeps_its_bits(tmp_path):
+    tower = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    paths = []
+    for step in range(3):
+        paths.append(tmp_path / str(step))
+        paths[-1].mkdir()
+        params = {"vision": {"w": tower}, "encoder": {"w": tower}}
+        write_parameters(paths[-1], params, {"step": step, "model": "one", "tokenizer": "."})
+    mean, _ = average(paths)
+    np.testing.assert_array_equal(mean["vision"]["w"], tower)
+    assert not np.array_equal(mean["encoder"]["w"], tower)  # a third of the sum of three is rounded
+
+
 def test_the_written_average_stands_alone(checkpoints, tmp_path):
     out = tmp_path / "moved" / "average"
     out.parent.mkdir()
