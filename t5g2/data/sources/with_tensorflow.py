@@ -26,9 +26,7 @@ class TfdsRecords:
         self.name = name
         self.field = field
         self._builder = builder
-        self._examples = builder.as_data_source(
-            split=_SPLIT, decoders=_tfds().decode.PartialDecoding({field: True})
-        )
+        self._examples = builder.as_data_source(split=_SPLIT)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -57,8 +55,13 @@ class TfdsStream:
 
     def records(self) -> Iterator[Callable[[], str]]:
         """For each example a function that gives its text; see `RecordStream`."""
-        decoders = _tfds().decode.PartialDecoding({self.field: True})
-        dataset = self._builder.as_dataset(split=_SPLIT, shuffle_files=False, decoders=decoders)
+        tfds = _tfds()
+        dataset = self._builder.as_dataset(
+            split=_SPLIT,
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding({self.field: True}),
+            read_config=tfds.ReadConfig(try_autocache=False),
+        )
         return _records(dataset, self.name, self.field)
 
     def fingerprint(self) -> str:
