@@ -18,6 +18,7 @@ from t5g2.data.corpus import (
     FACTS_FILE,
     TOKENIZER_DIR,
     Corpus,
+    accept_corpus,
     check_mixture,
     prepare_corpus,
     reopen_corpus,
@@ -74,7 +75,8 @@ def train(settings: Settings, run_dir: Path) -> int:
 
     with Progress(total) as progress:
         # ---- Data
-        corpus = _corpus(settings, run_dir, progress)
+        corpus, changes = _corpus(settings, run_dir, progress)
+        accepted += changes
         rows, heldout_rows = (
             row_stream(corpus, "train", settings.data, settings.train.rows),
             row_stream(corpus, "heldout", settings.data, settings.train.rows),
@@ -138,9 +140,9 @@ def train(settings: Settings, run_dir: Path) -> int:
             }
             log.start(step, **facts)
             if accepted:
-                changes = f"train.accept_changes: {'; '.join(accepted)}"
-                log.write("event", step, level="warning", message=changes)
-                progress.message(changes)
+                told = f"train.accept_changes: {'; '.join(accepted)}"
+                log.write("event", step, level="warning", message=told)
+                progress.message(told)
             warmup = warmup_steps(settings.schedule, total)
             if warmup < settings.schedule.warmup_steps:
                 progress.message(
@@ -214,17 +216,20 @@ def _check_run_dir(run_dir: Path) -> None:
         raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
 
 
-def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> Corpus:
-    """A new run's corpus and tokenizer, made; those of a run with checkpoints, as they are."""
+def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> tuple[Corpus, list[str]]:
+    """A new run's corpus and tokenizer, made; those of a run with checkpoints, and what changed."""
     if has_checkpoint(run_dir / CHECKPOINTS_DIR):
         # What the run started from may be gone by now.
         with progress.stage("corpus"):
-            return reopen_corpus(settings.corpus, run_dir)
+            if settings.train.accept_changes:
+                return accept_corpus(settings.corpus, run_dir, progress.message)
+            return reopen_corpus(settings.corpus, run_dir), []
     check_mixture(settings.corpus, settings.data)
     tokenizer = starting_tokenizer(settings)
     if tokenizer != settings.tokenizer:
         progress.message(f"tokenizer: that of train.init_from, {tokenizer.path}")
-    return prepare_corpus(settings.corpus, tokenizer, run_dir, progress.stage, progress.message)
+    stage, message = progress.stage, progress.message
+    return prepare_corpus(settings.corpus, tokenizer, run_dir, stage, message), []
 
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,46 @@ def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
     return _unchanged(spec, open_mixture(spec, config), run_dir, facts)
 
 
+def accept_corpus(
+    config: CorpusConfig, run_dir: Path, message: Callable[[str], None] = logger.info
+) -> tuple[Corpus, list[str]]:
+    """The corpus that a run goes on with, which may have changed, under the run's tokenizer.
+
+    If it has, it is counted anew and the run directory's facts are those of the new one.
+
+    Args:
+        config: where the text is now.
+        run_dir: has prepared a corpus before.
+        message: told how far long phases are.
+
+    Returns:
+        The corpus, and what changed in it since the run began or last accepted a change.
+
+    Raises:
+        UserError: an unusable corpus, or a cache of another tokenizer's tokens.
+    """
+    facts = json.loads((run_dir / FACTS_FILE).read_text())
+    tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
+    sources: tuple[TextSource, ...] | tuple[CachedSource, ...]
+    if config.cache is not None:
+        cache = open_cache(config)
+        cache.check_tokenizer(tokenizer)
+        spec, sources, count_anew = cache.spec, cache.sources, cache.facts
+    else:
+        spec = read_mixture(config)
+        sources = opened = open_mixture(spec, config)
+        count_anew = partial(_count, spec, opened, tokenizer, config.heldout_share, message)
+    settings, changed = _changes(spec, sources, tokenizer, facts)
+    if not settings and not changed:
+        return _unchanged(spec, sources, run_dir, facts), []
+    counts = count_anew()
+    fingerprint = _fingerprint(sources, tokenizer)
+    facts = {**facts, "mixture": spec.settings(), "fingerprint": fingerprint, **counts}
+    write_atomically(run_dir / FACTS_FILE, json.dumps(facts, indent=1))
+    corpus = Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
+    return corpus, [*settings, *(f"{name}: other documents" for name in changed)]
+
+
 def open_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
     """A corpus outside of a run, under a tokenizer; counted only if the rates depend on it.
 
@@ -249,24 +290,35 @@ def _unchanged(
     facts: dict[str, Any],
 ) -> Corpus:
     tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
-    settings = differences(facts["mixture"], spec.settings())
+    settings, changed = _changes(spec, sources, tokenizer, facts)
     if settings:
         raise UserError(
             f"{run_dir}: the mixture file changed since this run began: {'; '.join(settings)}; "
-            "restore it or use another run directory"
+            "restore it, use another run directory, or accept it by train.accept_changes = True"
         )
-    kept, found = facts["fingerprint"], _fingerprint(sources, tokenizer)
-    changed = [name for name in found if found[name] != kept[name]]
     if changed:
         raise UserError(
             f"{run_dir}: {' and '.join(changed)} changed since this run began ({FACTS_FILE} has "
-            "the fingerprints); restore what changed or use another run directory"
+            "the fingerprints); restore what changed, use another run directory, or accept it by "
+            "train.accept_changes = True"
         )
     for source in sources:
         for split, documents in source.documents.items():
             if isinstance(documents, SequentialDocuments):
                 documents.know_count(facts["sources"][source.name][split]["documents"])
     return Corpus(spec=spec, sources=sources, tokenizer=tokenizer, facts=facts)
+
+
+def _changes(
+    spec: MixtureSpec,
+    sources: tuple[TextSource, ...] | tuple[CachedSource, ...],
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+) -> tuple[list[str], list[str]]:
+    """Settings of the mixture, and contents, that are not those of which the facts are."""
+    kept, found = facts["fingerprint"], _fingerprint(sources, tokenizer)
+    changed = [name for name in found if found[name] != kept.get(name)]
+    return differences(facts["mixture"], spec.settings()), changed
 
 
 def _fingerprint(
