@@ -51,7 +51,7 @@ def make_cache(
     with cache_directory(directory):
         kept = begun_cache(directory, PLAN)
         if kept is None:
-            (directory / "tokenizer").mkdir()
+            (directory / "tokenizer").mkdir(exist_ok=True)
             (directory / "tokenizer" / tokenizer.name).write_bytes(tokenizer.read_bytes())
             kept = load_tokenizer(directory / "tokenizer")
             begin_cache(directory, PLAN, kept)
