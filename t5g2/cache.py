@@ -90,6 +90,9 @@ def make_cache(
     """
     if corpus.cache is not None:
         raise UserError("corpus.cache names a cache to train from: t5g2 cache reads the text")
+    if runner is not None:
+        # Here already: a missing package is told before the work.
+        from t5g2.data.cache_beam import write_with_beam
     spec = read_mixture(corpus)
     names = _chosen(spec, tasks)
     with cache_directory(out), Progress(0) as progress:
@@ -117,8 +120,6 @@ def make_cache(
         )
         if runner is None:
             return write_cache(writer, plan, functools.partial(_on_this_machine, writer, workers))
-        from t5g2.data.cache_beam import write_with_beam
-
         with progress.stage(f"writing with {runner}"):
             return write_cache(
                 writer,
