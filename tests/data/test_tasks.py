@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reconstruction import reconstruct
+from source_files import write_jsonl, write_mixture
 
 from t5g2.data import tasks
 from t5g2.data.corpus import Corpus, TokenizerConfig, prepare_corpus
@@ -126,6 +127,32 @@ def test_a_name_that_is_someone_else_s_is_refused_before_anything_is_registered(
 def test_names_that_seqio_does_not_allow_are_refused(corpus):
     with pytest.raises(UserError, match=r"seqio names may hold letters.*not 'my run'"):
         tasks.register("my run", corpus, CONFIG)
+
+
+def test_every_source_of_a_mixture_has_tasks_of_its_own(tmp_path, tiny_tokenizer):
+    texts = {"plain": [f"plain {i} " * 9 for i in range(40)], "x.packed-1": ["packed " * 90] * 40}
+    write_jsonl(tmp_path / "a.jsonl", texts["plain"])
+    write_jsonl(tmp_path / "b.jsonl.gz", texts["x.packed-1"])
+    file = write_mixture(
+        tmp_path / "mixture.toml",
+        {"name": "plain", "path": "a.jsonl", "weight": 3, "denoisers": ["prefix_75"]},
+        {"name": "x.packed-1", "path": "b.jsonl.gz", "weight": 1},
+    )
+    mixed = prepare_corpus(
+        CorpusConfig(mixture=str(file), heldout_share=0.2),
+        TokenizerConfig(path=str(tiny_tokenizer.path)),
+        tmp_path / "run",
+        lambda _: contextlib.nullcontext(),
+    )
+    mixture = seqio.get_mixture_or_task(tasks.register("mixed", mixed, CONFIG))
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    assert rates.pop("mixed_plain_prefix_75") == pytest.approx(0.75)
+    assert set(rates) == {f"mixed_x.packed_1_{d.name}" for d in T5GEMMA2_UL2}
+    assert sum(rates.values()) == pytest.approx(0.25)
+    for name, source in (("plain_prefix_75", "plain"), ("x.packed_1_span3_15", "x.packed-1")):
+        found = documents_of(mixed, examples(f"mixed_{name}", num_epochs=1))
+        assert len(found) >= 30
+        assert all(any(tiny_tokenizer.decode(f) in text for text in texts[source]) for f in found)
 
 
 # ---- What the examples hold
