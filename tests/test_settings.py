@@ -52,3 +52,20 @@ def test_every_exempt_setting_exists():
         for field in part.__dataclass_fields__
     }
     assert known >= settings.MAY_CHANGE
+
+
+def test_changes_of_data_are_accepted_by_an_explicit_setting_alone(tmp_path):
+    first = settings.read_settings([RECIPE])
+    (tmp_path / "config.gin").write_text(first.to_gin())
+    changes = ["train.rows=16", "data.denoisers=ul2", "corpus.split_bytes=4000"]
+    with pytest.raises(UserError, match=r"train.rows: 8 -> 16.*by train.accept_changes = True$"):
+        settings.check_same_run(tmp_path, settings.overridden(first, changes))
+    accepting = settings.overridden(first, [*changes, "train.accept_changes=True"])
+    assert settings.check_same_run(tmp_path, accepting) == [
+        "corpus.split_bytes: 2000 -> 4000",
+        "data.denoisers: 't5gemma2' -> 'ul2'",
+        "train.rows: 8 -> 16",
+    ]
+    other_model = settings.overridden(accepting, ["optimizer.b2=0.99"])
+    with pytest.raises(UserError, match=r"optimizer.b2: 0.95 -> 0.99.*started with$"):
+        settings.check_same_run(tmp_path, other_model)
