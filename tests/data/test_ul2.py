@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reconstruction import SPECIAL, hidden_spans, reconstruct
 
-from t5g2.data.ul2 import T5GEMMA2_UL2, Denoiser, denoisers_from, philox
+from t5g2.data.mixture import Mixture, Source, check_lengths
+from t5g2.data.ul2 import (
+    T5GEMMA2_UL2,
+    Denoiser,
+    Philox,
+    Sizes,
+    SpecialTokens,
+    denoisers_from,
+    philox,
+    with_mode_ids,
+)
 from t5g2.errors import UserError
 
 FIRST_TOKEN = 2000
@@ -17,6 +27,7 @@ denoisers = st.builds(
     name=st.just("any"),
     corruption_rate=st.floats(0.01, 0.99),
     mean_span=st.one_of(st.none(), st.floats(1, 64)),
+    mode_ids=st.sampled_from([(), (5,), (5, 6, 7)]),
 )
 released = st.sampled_from(T5GEMMA2_UL2)
 specials = st.builds(SPECIAL._replace, bos_on_inputs=st.booleans())
@@ -38,7 +49,10 @@ def test_an_example_holds_its_piece_with_exactly_the_announced_noise(
     inputs, targets = denoiser(tokens, philox(seed, 1, 2), special)
     assert inputs.dtype == targets.dtype == np.int32
     assert (len(inputs), len(targets)) == denoiser.lengths(length, special)
-    piece, hidden = reconstruct(inputs, targets, special)
+    head = [*[special.bos_id] * special.bos_on_inputs, *denoiser.mode_ids]
+    assert inputs[: len(head)].tolist() == head
+    body = inputs[len(head) :]
+    piece, hidden = reconstruct(body, targets, special._replace(bos_on_inputs=False))
     assert piece == tokens.tolist()
     # Each span stays one: none is empty, and none touches the next, which would make them one.
     spans = [size for is_hidden, size in runs_of(hidden) if is_hidden]
@@ -76,6 +90,27 @@ def test_longest_is_the_longest_that_fits(denoiser, inputs, targets, special):
     assert denoiser.longest(inputs, targets, special) == max(fitting, default=0)
 
 
+@given(st.one_of(released, denoisers), st.integers(0, 90), st.integers(0, 90), specials)
+def test_looked_up_sizes_are_those_that_are_computed(denoiser, inputs, targets, special):
+    sizes = Sizes(denoiser, (inputs, targets), special)
+    for room in {(inputs, targets), (inputs // 2, targets), (inputs, targets // 3), (0, 0)}:
+        assert sizes.longest(*room) == denoiser.longest(*room, special)
+    for length in range(1, sizes.longest(inputs, targets) + 1):
+        assert sizes.lengths(length) == denoiser.lengths(length, special)
+
+
+def test_16384_tokens_take_more_than_800_sentinels_each_once_in_order_from_the_block():
+    special = SPECIAL._replace(sentinel_ids=range(256_002, 256_002 + 1300))
+    for denoiser in T5GEMMA2_UL2[:2]:
+        longest = denoiser.longest(16384, 16384, special)
+        inputs, targets = denoiser(piece_of(longest), philox(1), special)
+        spans = denoiser.counts(longest)[1]
+        assert spans > 800
+        for side in (inputs, targets):
+            used = side[side >= special.sentinel_ids.start].tolist()
+            assert used == list(special.sentinel_ids[:spans])
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "inputs", "targets", "spans"),
     [  # What the published T5 helper gives at 16,384 on both sides (it puts eos where we put bos).
@@ -96,6 +131,38 @@ def test_lengths_at_16384_are_the_published_ones(name, raw, inputs, targets, spa
 def test_the_mixture_is_the_published_one():
     settings = [(d.mean_span, d.corruption_rate, d.weight) for d in T5GEMMA2_UL2]
     assert settings == [(3, 0.15, 1), (12, 0.5, 1), (32, 0.15, 1), (32, 0.5, 1), (None, 0.75, 4)]
+
+
+def test_the_original_mixture_is_the_published_one():
+    settings = [(d.mean_span, d.corruption_rate) for d in denoisers_from("ul2")]
+    r, s = [(3, 0.15), (8, 0.15)], [(None, 0.25)]
+    assert settings == [*r, *s, (3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5)]
+    assert {d.weight for d in denoisers_from("ul2")} == {1}
+    assert {(d.mode, d.mode_ids) for d in denoisers_from("ul2")} == {(None, ())}
+    modes = [d.mode for d in denoisers_from("ul2_with_modes")]
+    assert modes == ["[R]", "[R]", "[S]", "[X]", "[X]", "[X]", "[X]"]
+    assert denoisers_from("t5gemma2") == T5GEMMA2_UL2
+
+
+def test_a_mode_is_the_first_text_that_the_encoder_reads(tiny_tokenizer):
+    special = SpecialTokens(2, 1, tiny_tokenizer.sentinel_ids)
+    tokens = tiny_tokenizer.encode("import itertools\nfrom collections import Counter\n" * 3)
+    for denoiser in with_mode_ids(denoisers_from("ul2_with_modes"), tiny_tokenizer.encode):
+        inputs, _ = denoiser(tokens, philox(0), special)
+        assert inputs[0] == special.bos_id
+        head = 1 + len(denoiser.mode_ids)
+        assert tiny_tokenizer.decode(inputs[1:head]).strip() == denoiser.mode
+    plain = with_mode_ids(T5GEMMA2_UL2, tiny_tokenizer.encode)
+    assert plain == T5GEMMA2_UL2
+
+
+def test_a_mode_without_tokens_is_refused():
+    mode = Denoiser(name="r", corruption_rate=0.15, mean_span=3.0, mode="[R]")
+    source = Source(name="text", documents=[piece_of(9)], denoisers=(mode,))
+    with pytest.raises(UserError, match=r"denoiser r: the tokens of mode '\[R\]' are not known"):
+        check_lengths(Mixture(sources=(source,), special=SPECIAL), 512, 512)
+    with pytest.raises(UserError, match=r"denoiser r: mode '\[R\]' is no text"):
+        with_mode_ids([mode], lambda _: np.zeros(0, np.int32))
 
 
 @pytest.mark.parametrize("denoiser", T5GEMMA2_UL2[:4], ids=lambda d: d.name)
@@ -149,6 +216,13 @@ def test_random_bits_depend_on_seed_and_every_counter_and_nothing_else():
     assert np.abs(correlations).max() < 5 / 64
 
 
+def test_one_generator_gives_what_generators_of_their_own_give():
+    bits = Philox(9)
+    for counter in ((1, 2), (1, 3), (0,), (1, 2), (5, 6, 7)):
+        for count in (1, 5, 64):
+            assert bits(*counter)(count).tolist() == philox(9, *counter)(count).tolist()
+
+
 def philox4x64(counter: list[int], key: list[int]) -> list[int]:
     """Philox4x64-10 by its definition (Salmon et al., SC 2011, section 3.3)."""
     c, k = list(counter), list(key)
@@ -180,6 +254,8 @@ def test_too_many_spans_for_the_sentinels_is_refused_by_name():
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
+        ("t5", "no denoisers called 't5'; presets are t5gemma2, ul2, ul2_with_modes"),
+        ([{"name": "a", "mode_ids": (1,)}], "has no setting 'mode_ids'; settings are"),
         ([{"name": "a", "corruption_rate": 0.5}], "lacks 'mean_span'"),
         (
             [{"name": "a", "corruption_rate": 0.5, "mean_span": 3.0, "rate": 1}],
