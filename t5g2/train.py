@@ -136,6 +136,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 "versions": package_versions(),
                 "unigram_entropy": corpus.facts["unigram_entropy"],
                 "corpus": corpus.counts(),
+                **corpus.counts_by_source(),
                 "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
             }
             log.start(step, **facts)

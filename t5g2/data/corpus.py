@@ -72,6 +72,17 @@ class Corpus:
         skipped = {"bad_records": bad} if bad else {}
         return {**train, "heldout_documents": heldout["documents"], **skipped}
 
+    def counts_by_source(self) -> dict[str, dict[str, Any]]:
+        """Language, training documents and tokens, and bad records of each source."""
+        sources = self.facts["sources"]
+        train = {name: facts["train"] for name, facts in sources.items()}
+        return {
+            "source_languages": {name: facts["language"] for name, facts in sources.items()},
+            "source_documents": {name: counts["documents"] for name, counts in train.items()},
+            "source_tokens": {name: counts["tokens"] for name, counts in train.items()},
+            "source_bad_records": {name: facts["bad_records"] for name, facts in sources.items()},
+        }
+
     def weights(self) -> dict[str, float]:
         """The weight of each source in the mixture."""
         sizes = {

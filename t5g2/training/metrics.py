@@ -37,19 +37,26 @@ class MeanLoss(NamedTuple):
         loss: over all of them.
         by_task: over each task's; a task without a token is left out.
         targets: number of target tokens.
+        targets_by_task: of each task in `by_task`: what its loss weighs in a mean over several.
     """
 
     loss: float
     by_task: dict[str, float]
     targets: int
+    targets_by_task: dict[str, int]
 
 
 def mean_loss(sums: Sequence[LossSums], tasks: Sequence[str]) -> MeanLoss:
     """The mean over several batches (added up in float64)."""
     nll = np.sum([np.asarray(s.nll, np.float64) for s in sums], axis=0)
     targets = np.sum([np.asarray(s.targets, np.float64) for s in sums], axis=0)
-    by_task = {name: float(nll[i] / targets[i]) for i, name in enumerate(tasks) if targets[i] > 0}
-    return MeanLoss(float(nll.sum() / max(targets.sum(), 1)), by_task, int(targets.sum()))
+    present = [(i, name) for i, name in enumerate(tasks) if targets[i] > 0]
+    return MeanLoss(
+        float(nll.sum() / max(targets.sum(), 1)),
+        {name: float(nll[i] / targets[i]) for i, name in present},
+        int(targets.sum()),
+        {name: int(targets[i]) for i, name in present},
+    )
 
 
 class Meter:
@@ -123,6 +130,7 @@ class Meter:
         return {
             "loss": mean.loss,
             "by_task": mean.by_task,
+            "targets_by_task": mean.targets_by_task,
             **({"distilled_loss": float(sum(distilled)) / mean.targets} if distilled else {}),
             "learning_rate": float(self._learning_rate(step - 1)),
             "grad_norm": float(steps[-1].grad_norm),
