@@ -1,0 +1,176 @@
+"""Several processes that train one model: how they meet, and which rows each of them feeds."""
+
+import dataclasses
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from t5g2.errors import UserError
+
+# How many processes there are, as Slurm, Open MPI and Cloud TPU (virtual machines and GKE) say it:
+# a number, or a list with commas.
+_COUNTED_BY = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+_LISTED_BY = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_SAYS_EVERY_SECONDS = 15.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """The processes of a run. On Slurm, Cloud TPU, GKE and under MPI nothing needs to be set.
+
+    Attributes:
+        coordinator: address "host:port" of process 0; None: the environment tells.
+        count: number of processes; None: the environment tells, or there is one.
+        index: number of this process, from 0; None: the environment tells.
+        wait_seconds: how long to wait for the other processes at the start.
+        heartbeat_seconds: a process that is silent for so long is taken for dead, and the others
+            stop.
+    """
+
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+    wait_seconds: int = 300
+    heartbeat_seconds: int = 30
+
+    def __post_init__(self) -> None:
+        given = [self.coordinator is not None, self.count is not None, self.index is not None]
+        if any(given) and not all(given):
+            raise ValueError("coordinator, count and index must be given together")
+        if self.count is not None and self.index is not None:
+            if self.count < 1:
+                raise ValueError(f"count must be at least 1, not {self.count}")
+            if not 0 <= self.index < self.count:
+                raise ValueError(f"index must be below count ({self.count}), not {self.index}")
+        if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"coordinator must be host:port, not {self.coordinator!r}")
+        if self.wait_seconds < 1 or self.heartbeat_seconds < 1:
+            raise ValueError("wait_seconds and heartbeat_seconds must be at least 1")
+
+
+def start(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> None:
+    """Meets the other processes, if there are any; before anything of jax's back end is used.
+
+    A process that does not come, or dies later, ends the others, with a message that names it.
+
+    Raises:
+        UserError: the coordinator cannot be reached in time.
+    """
+    if jax.distributed.is_initialized() or not (config.count or _in_cluster(environment)):
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if config.coordinator is not None and config.index:
+        _wait_for(config.coordinator, config.wait_seconds)
+    with _Deadline(config):
+        jax.distributed.initialize(
+            config.coordinator,
+            config.count,
+            config.index,
+            # Later than our own deadline, which explains itself.
+            initialization_timeout=config.wait_seconds + 60,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+        )
+
+
+def _in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether the environment tells of more than one process, in a way that jax understands."""
+    counts = [int(environment.get(name) or 1) for name in _COUNTED_BY]
+    return max(counts) > 1 or any("," in environment.get(name, "") for name in _LISTED_BY)
+
+
+def _wait_for(coordinator: str, seconds: float) -> None:
+    """Waits until something listens at an address."""
+    host, _, port = coordinator.rpartition(":")
+    begin = said = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=2).close()
+            return
+        except OSError as error:
+            now = time.monotonic()
+            if now - begin > seconds:
+                raise UserError(
+                    f"hosts.coordinator: no process 0 at {coordinator} after {seconds:.0f} s "
+                    f"({error}): start it, mend the address, or raise hosts.wait_seconds"
+                ) from None
+            if now - said > _SAYS_EVERY_SECONDS:
+                print(f"waiting for process 0 at {coordinator} ({error})", file=sys.stderr)
+                said = now
+            time.sleep(0.5)
+
+
+class _Deadline:
+    """Ends the process with a line that says why if the others do not come while it is active."""
+
+    def __init__(self, config: HostsConfig) -> None:
+        self._config = config
+        self._timer = threading.Timer(config.wait_seconds, self._give_up)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _give_up(self) -> None:
+        config = self._config
+        count = "all processes" if config.count is None else f"all {config.count} processes"
+        print(
+            f"t5g2: error: hosts: {count} were not there after {config.wait_seconds} s: start the "
+            "missing ones, or raise hosts.wait_seconds",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes logs and results."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    multihost_utils.sync_global_devices(name)
+
+
+def own_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """First row and number of rows of a global batch that this process feeds.
+
+    Processes whose devices share rows (a tensor axis across hosts) each feed the same ones.
+
+    Args:
+        sharding: of the batch.
+        rows: rows of the global batch.
+
+    Raises:
+        UserError: the rows of this process's devices do not follow one another.
+    """
+    spans = sharding.addressable_devices_indices_map((rows,)).values()
+    bounds = {span[0].indices(rows)[:2] for span in spans if span is not None}
+    first, last = min(bounds)[0], max(end for _, end in bounds)
+    if sum(end - begin for begin, end in bounds) != last - first:
+        raise UserError(
+            f"mesh: the rows of process {jax.process_index()} do not follow one another; order the "
+            "mesh axes so that data and fsdp come before those that share rows"
+        )
+    return first, last - first
+
+
+def to_devices(sharding: NamedSharding, tree: Any, rows: int) -> Any:
+    """Global arrays of `rows` rows, of which every process gives its own (see `own_rows`)."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+
+    return jax.tree.map(place, tree)
