@@ -1,6 +1,7 @@
-"""`t5g2 evaluate`: held-out loss of a checkpoint, per denoiser."""
+"""`t5g2 evaluate`: held-out loss of a checkpoint, by denoiser, by source and by language."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ from t5g2.models.t5gemma2 import logical_axes
 from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
 from t5g2.parallel.rules import parameter_shardings
 from t5g2.pretrained import load
+from t5g2.reporting.task_losses import TaskNames, regrouped
+from t5g2.training.metrics import MeanLoss
 from t5g2.training.step import jit_eval_step
 
 
@@ -40,6 +43,19 @@ def run(args: argparse.Namespace) -> int:
     heldout = HeldOut(stream, step, mesh, chosen.evaluation.batches)
     mean = heldout.loss(jax.device_put(pretrained.params, shardings))
     print(f"held-out loss {mean.loss:.4f} nats/token over {mean.targets:,} target tokens")
-    for name, loss in mean.by_task.items():
-        print(f"  {name:12} {loss:.4f}")
+    names = TaskNames({source.name: source.spec.language for source in corpus.sources})
+    for line in _by_group(mean, names):
+        print(line)
     return 0
+
+
+def _by_group(mean: MeanLoss, names: TaskNames) -> Iterator[str]:
+    """A line for each denoiser, source and language: loss and number of target tokens."""
+    kinds = names.kinds()
+    for by in kinds:
+        (group,) = regrouped([mean._asdict()], names, by)
+        if len(kinds) > 1:
+            yield f"by {by}"
+        width = max(map(len, group["by_task"]), default=0)
+        for name, loss in group["by_task"].items():
+            yield f"  {name:{width}}  {loss:.4f}  {group['targets_by_task'][name]:>11,} targets"

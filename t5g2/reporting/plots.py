@@ -12,6 +12,7 @@ from t5g2.files import write_atomically
 from t5g2.reporting.metrics_log import RunHistory
 from t5g2.reporting.numbers import compact, tick
 from t5g2.reporting.series import Curve, Points, curve, decimate, inner_names, smooth, view_top
+from t5g2.reporting.task_losses import TaskNames, regrouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,8 +97,9 @@ def _draw_losses(
 
     last = [row for row in heldout if row.get("weights") != "averaged"]
     averaged = [row for row in heldout if row.get("weights") == "averaged"]
-    for index, name in enumerate(inner_names(heldout, "by_task")):
-        task = curve(last, "by_task", inner=name, x=x)
+    by_denoiser = regrouped(last, TaskNames.of(history), "denoiser")
+    for index, name in enumerate(inner_names(by_denoiser, "by_task")):
+        task = curve(by_denoiser, "by_task", inner=name, x=x)
         keep += [y for _, y in task.points]
         bad += len(task.bad)
         _line(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.resources
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,13 @@ from t5g2.files import write_atomically
 from t5g2.reporting import report_charts
 from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
 from t5g2.reporting.numbers import compact, duration, grouped
+from t5g2.reporting.page import clock_time, page, table
+from t5g2.reporting.report_tasks import task_sections
 from t5g2.reporting.samples import samples_html
-from t5g2.reporting.series import curve, inner_names
+from t5g2.reporting.series import curve
 
 _EVENTS_SHOWN = 300
 _CONFIG_CHARACTERS = 200_000
-_RECENT = 100  # at most so many records make up the training loss of the table
 
 
 def write_report(
@@ -110,15 +108,12 @@ def heldout_loss(history: RunHistory, weights: str) -> float | None:
 
 
 def _page(run_dir: Path, history: RunHistory) -> str:
-    resources = importlib.resources.files("t5g2.reporting")
-    style, script = ((resources / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     name = escape(run_dir.resolve().name)
     badge = ("done", "complete") if is_complete(history) else ("open", "not complete")
-    written = _clock(datetime.datetime.now(datetime.UTC).timestamp())
     sections = [
         ("", _tiles(history)),
         ("", f'<div class="large">{report_charts.loss(history)}</div>'),
-        ("Denoisers", _denoisers(history)),
+        *task_sections(history),
         ("Infillings of held-out text", samples_html(run_dir)),
         ("Optimisation", f'<div class="pair">{report_charts.optimisation(history)}</div>'),
         ("Throughput and packing", f'<div class="pair">{report_charts.throughput(history)}</div>'),
@@ -127,17 +122,11 @@ def _page(run_dir: Path, history: RunHistory) -> str:
         ("Events", _events(history)),
         ("Configuration", _configuration(run_dir)),
     ]
-    body = "".join(f"<h2>{title}</h2>{text}" if title else text for title, text in sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name} · t5g2</title><style>\n{style}</style></head>\n<body><header>"
+    header = (
         f'<h1>{name} <span class="badge {badge[0]}">{badge[1]}</span></h1>'
-        f'<p class="headline">{escape(headline(history))}</p>{_warnings(history)}</header>\n'
-        f"<main>{body}</main>\n"
-        f"<footer>Written by t5g2 on {written} from the files of the run directory.</footer>"
-        f"<script>\n{script}</script></body></html>\n"
+        f'<p class="headline">{escape(headline(history))}</p>{_warnings(history)}'
     )
+    return page(name, header, sections, "from the files of the run directory")
 
 
 def _warnings(history: RunHistory) -> str:
@@ -175,54 +164,6 @@ def _tiles(history: RunHistory) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
-def _denoisers(history: RunHistory) -> str:
-    # The end of the run, but not the steep start of a short one.
-    recent = history.train[-max(1, min(_RECENT, len(history.train) // 20)) :]
-    span = "the last record" if len(recent) <= 1 else f"mean of the last {len(recent)} records"
-    last = [row for row in history.eval if row.get("weights") == "last"][-1:]
-    averaged = [row for row in history.eval if row.get("weights") == "averaged"][-1:]
-    names = inner_names([*history.train, *history.eval], "by_task")
-    if not names:
-        return '<p class="soft">No losses by denoiser were recorded.</p>'
-    shares = history.fact("data_shares") or {}
-    table = []
-    for index, name in enumerate(names):
-        values = [_mean(rows, name) for rows in (recent, last, averaged)]
-        shown = next((value for value in reversed(values) if value is not None), None)
-        share = shares.get(name)
-        table.append(
-            (name, f"{100 * share:.1f} %" if share is not None else None, values, shown, index)
-        )
-    most = max((shown for *_, shown, _ in table if shown is not None), default=0.0) or 1.0
-    heads = ["training", "held-out, last", "held-out, averaged"]
-    rows = []
-    for name, share, values, shown, index in table:
-        width = 100 * (shown or 0) / most
-        rows.append(
-            f'<tr><td>{escape(name)}</td><td class="number">{share or "–"}</td>'
-            + "".join(
-                f'<td class="number">{"–" if value is None else format(value, ".3f")}</td>'
-                for value in values
-            )
-            + f'<td class="bars {report_charts.colour(index)}">'
-            f'<span class="bar" style="width:{width:.1f}%"></span></td></tr>'
-        )
-    return (
-        f'<div class="middle">{report_charts.denoisers(history)}</div>'
-        '<div class="card wide"><table><tr><th>denoiser</th><th class="number">share of data</th>'
-        + "".join(f'<th class="number">{head}</th>' for head in heads)
-        + '<th class="bars"></th></tr>'
-        + f"{''.join(rows)}</table></div>"
-        f'<p class="note">Nats per target token. Training: {span}. '
-        "The bar is the last held-out value of its row.</p>"
-    )
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    points = curve(rows, "by_task", inner=name).points
-    return statistics.fmean(y for _, y in points) if points else None
-
-
 def _facts(history: RunHistory) -> str:
     corpus = history.fact("corpus") or {}
     versions = history.fact("versions") or {}
@@ -256,7 +197,7 @@ def _facts(history: RunHistory) -> str:
 def _starts(history: RunHistory) -> str:
     rows = [
         [
-            _clock(segment.start["time"]),
+            clock_time(segment.start["time"]),
             grouped(segment.start["step"]),
             grouped(segment.last_step),
             duration(segment.seconds),
@@ -265,35 +206,29 @@ def _starts(history: RunHistory) -> str:
         for segment in history.segments
     ]
     heads = ["started", "from step", "to step", "recorded time", "devices"]
-    return _table(heads, rows, numbers={1, 2, 3}) if rows else '<p class="soft">None recorded.</p>'
+    return table(heads, rows, numbers={1, 2, 3}) if rows else '<p class="soft">None recorded.</p>'
 
 
 def _events(history: RunHistory) -> str:
     events = history.events[-_EVENTS_SHOWN:]
     rows = [
-        [_clock(row["time"]), grouped(row["step"]), str(row.get("level")), str(row.get("message"))]
+        [
+            clock_time(row["time"]),
+            grouped(row["step"]),
+            str(row.get("level")),
+            str(row.get("message")),
+        ]
         for row in events
     ]
     if not rows:
         return '<p class="soft">None recorded.</p>'
-    table = _table(["time", "step", "level", "message"], rows, numbers={1})
+    shown = table(["time", "step", "level", "message"], rows, numbers={1})
     if len(history.events) > len(events):
-        table += (
+        shown += (
             f'<p class="note">The last {len(events)} of {len(history.events):,}; all are in '
             f"{FILE_NAME}.</p>"
         )
-    return table
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int]) -> str:
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        kinds = [' class="number"' if index in numbers else "" for index in range(len(texts))]
-        return "".join(
-            f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True)
-        )
-
-    lines = [f"<tr>{cells('th', heads)}</tr>", *(f"<tr>{cells('td', row)}</tr>" for row in rows)]
-    return f'<div class="card wide"><table>{"".join(lines)}</table></div>'
+    return shown
 
 
 def _configuration(run_dir: Path) -> str:
@@ -321,8 +256,3 @@ def _wall_seconds(history: RunHistory) -> float:
 def _speed(history: RunHistory) -> float | None:
     points = curve(history.train, "tokens_per_second").points
     return statistics.median(y for _, y in points) if points else None
-
-
-def _clock(seconds: float) -> str:
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

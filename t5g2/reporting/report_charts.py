@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from t5g2.reporting.charts import Chart, Series, draw
-from t5g2.reporting.metrics_log import RunHistory
-from t5g2.reporting.series import Curve, curve, inner_names, smooth
+from collections.abc import Sequence
 
-_COLOURS = 6  # c0 to c5 of report.css
+from t5g2.reporting.charts import Chart, Series, draw
+from t5g2.reporting.metrics_log import Row, RunHistory
+from t5g2.reporting.series import Curve, curve, smooth
+
+COLOURS = 6  # c0 to c5 of report.css
 
 
 def colour(index: int) -> str:
-    """The style class of the denoiser with this place in the tables."""
-    return f"c{index % _COLOURS}"
+    """The style class of the group of tasks with this place in its table."""
+    return f"c{index % COLOURS}"
 
 
 def loss(history: RunHistory) -> str:
@@ -48,33 +50,39 @@ def loss(history: RunHistory) -> str:
     )
 
 
-def denoisers(history: RunHistory) -> str:
-    """Held-out loss of each denoiser over the run, its smoothed training loss behind."""
-    last = [row for row in history.eval if row.get("weights") == "last"]
+def losses_by(what: str, names: Sequence[str], train: Sequence[Row], heldout: Sequence[Row]) -> str:
+    """Held-out loss of each group of tasks over the run, its smoothed training loss behind.
+
+    Args:
+        what: What the groups are: "denoiser".
+        names: The groups to draw.
+        train: Training records whose `by_task` holds the groups' losses.
+        heldout: Held-out records of the last weights, likewise.
+    """
     series = []
-    for index, name in enumerate(inner_names([*history.train, *history.eval], "by_task")):
-        train = curve(history.train, "by_task", inner=name)
-        heldout = curve(last, "by_task", inner=name)
+    for index, name in enumerate(names):
+        trained = curve(train, "by_task", inner=name)
+        measured = curve(heldout, "by_task", inner=name)
         series.append(
             Series(
                 name=f"{name}, training",
-                curve=Curve(smooth(train.points), train.bad),
+                curve=Curve(smooth(trained.points), trained.bad),
                 colour=colour(index),
                 look="faint",
-                in_legend=not heldout.points,
+                in_legend=not measured.points,
             )
         )
         series.append(
             Series(
                 name=name,
-                curve=heldout,
+                curve=measured,
                 colour=colour(index),
                 look="dots",
-                dashed=index >= _COLOURS,
+                dashed=index >= COLOURS,
             )
         )
     chart = Chart(
-        title="Loss by denoiser",
+        title=f"Loss by {what}",
         unit="nats per target token, logarithmic; dots: held-out, faint: training, smoothed",
         series=series,
         logarithmic=True,

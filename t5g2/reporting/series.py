@@ -40,7 +40,7 @@ def curve(
         value, at = row.get(name), row.get(x)
         if inner is not None:
             value = value.get(inner) if isinstance(value, Mapping) else None
-        if not _is_number(value) or not _is_number(at) or not math.isfinite(at):
+        if not is_number(value) or not is_number(at) or not math.isfinite(at):
             continue
         if math.isfinite(value):
             points.append((at, value))
@@ -110,5 +110,6 @@ def view_top(values: Sequence[float], keep: Sequence[float] = (), tolerated: flo
     return 1.1 * high if highest > tolerated * high > 0 else highest
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a record is a number: finite or not, but neither text nor a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
