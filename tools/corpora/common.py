@@ -60,7 +60,7 @@ def output_of(command: Sequence[str], fix: str, cwd: Path | None = None) -> str:
 
     Args:
         command: the program and its arguments.
-        fix: what the user can do if it is missing or fails; closes the error's line.
+        fix: what the user can do if it fails; closes the error's line.
         cwd: where it runs.
 
     Raises:
@@ -69,7 +69,9 @@ def output_of(command: Sequence[str], fix: str, cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise CorpusError(f"{command[0]} is not installed; {fix}") from None
+        raise CorpusError(
+            f"{command[0]} is not installed; this needs a Debian or Ubuntu machine (apt, dpkg)"
+        ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         # apt warns of many things before it says what is wrong.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import CorpusError, Package, output_of
 
-_APT_FIX = "this builder needs a Debian or Ubuntu machine (apt, dpkg)"
+_APT_FIX = "`apt-get update` (as root) renews a list of packages that is missing or too old"
 _HASHES = {"MD5Sum": "md5", "SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
 # Licence names in copyright files that are plain prose, most telling first.
 _PROSE = (
@@ -52,9 +52,8 @@ def download(names: Sequence[str], cache: Path) -> dict[str, Path]:
         CorpusError: no apt, no such package, or no network.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    fix = "`apt-get update` (as root) renews a list of packages that is missing or too old"
     # Asks no server: the local lists say which file a package is.
-    plan = output_of(["apt-get", "download", "--print-uris", *names], fix)
+    plan = output_of(["apt-get", "download", "--print-uris", *names], _APT_FIX)
     files = {}
     downloads = [_parse_download(line) for line in plan.splitlines()]
     missing = [wanted for wanted in downloads if not _is_whole(cache / wanted.file, wanted)]
@@ -64,11 +63,11 @@ def download(names: Sequence[str], cache: Path) -> dict[str, Path]:
         (cache / wanted.file).unlink(missing_ok=True)
         output_of(
             ["apt-get", "download", "--quiet", wanted.package],
-            f"is there a network, and room in {cache}? {fix}",
+            f"is there a network, and room in {cache}? {_APT_FIX}",
             cwd=cache,
         )
         if not _is_whole(cache / wanted.file, wanted):
-            raise CorpusError(f"{cache / wanted.file}: not the file that apt announced; {fix}")
+            raise CorpusError(f"{cache / wanted.file}: not the file that apt announced; {_APT_FIX}")
     for wanted in downloads:
         files[wanted.package] = cache / wanted.file
     return files

@@ -86,7 +86,7 @@ def members(tarball: Path, pattern: str) -> Iterator[tuple[re.Match[str], bytes]
         CorpusError: a damaged file.
     """
     try:
-        with tarfile.open(tarball) as archive:
+        with tarfile.open(tarball, "r:gz") as archive:
             for member in archive:
                 match = re.fullmatch(pattern, member.name.removeprefix("package/"))
                 file = archive.extractfile(member) if match and member.isfile() else None
