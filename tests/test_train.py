@@ -273,7 +273,7 @@ def test_the_jobs_after_training_refuse_what_cannot_work(finished, tmp_path, cap
     assert "has 32 sentinels" in refused(
         "generate", "--checkpoint", averaged, "--text", "<sentinel_99>"
     )
-    assert "read text alone" in refused(
+    assert "reads text alone" in refused(
         "generate", "--checkpoint", averaged, "--text", "x", "--image", taken / "file"
     )
     model = t5g2.load(averaged)
