@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     configure_devices(chosen.mesh)
     mesh = make_mesh(chosen.mesh)
     check_rows(mesh, chosen.train.rows, 1)
-    corpus = open_corpus(chosen.corpus, pretrained.tokenizer)
+    corpus = open_corpus(chosen.corpus, pretrained.tokenizer, pretrained.config)
     stream = row_stream(corpus, "heldout", chosen.data, chosen.train.rows)
     config = pretrained.config
     shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)

@@ -5,18 +5,21 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import UInt8
 
 from t5g2.checkpoints.average import write_average
 from t5g2.checkpoints.store import CheckpointStore
 from t5g2.data.corpus import Corpus
-from t5g2.data.mixture import TokenSource
+from t5g2.data.image_examples import ImageExample, ImagePrefix
+from t5g2.data.images import shortened
+from t5g2.data.mixture import Source
+from t5g2.data.packing import Content, is_sequential
 from t5g2.data.sampling import TaskChoice, permute
-from t5g2.data.ul2 import Example, philox
+from t5g2.data.ul2 import Bits, Denoiser, Example, SpecialTokens, philox
 from t5g2.evaluation import HeldOut
 from t5g2.export import export_checkpoint
 from t5g2.files import write_atomically
@@ -114,42 +117,70 @@ def fill_in(model_dir: Path, corpus: Corpus, settings: Settings) -> list[dict[st
     mixture = corpus.mixture("heldout", settings.data)
     tasks, length = mixture.tasks, settings.finish.sample_tokens
     seed, choose = settings.data.seed, TaskChoice(mixture.rates, settings.data.seed)
-    passages = [_passages(source.documents, length, seed) for source in mixture.sources]
-    examples: list[tuple[str, Example]] = []
+    passages = [_passages(source, length, seed) for source in mixture.sources]
+    drawn: list[tuple[str, Example, Prompt]] = []
     for i in range(settings.finish.samples):
         task = tasks[choose(0, i)]
         passage = next(passages[task.source], None)
         if passage is None:
-            break
-        examples.append((task.name, task.denoiser(passage, philox(seed, i), mixture.special)))
-    if not examples:
+            continue
+        example = _denoised(task.denoiser, passage, philox(seed, i), mixture.special)
+        drawn.append((task.name, example, Prompt(example.inputs, passage.images)))
+    if not drawn:
         return []
-    longest = max(len(example.targets) for _, example in examples)
-    prompts = [Prompt(example.inputs) for _, example in examples]
-    made = model.generate_ids(prompts, longest)
+    longest = max(len(example.targets) for _, example, _ in drawn)
+    made = model.generate_ids([prompt for _, _, prompt in drawn], longest)
     return [
         {
             "task": name,
-            "input": tokenizer.decode(example.inputs[mixture.special.bos_on_inputs :]),
+            "input": shortened(tokenizer.decode(example.inputs[mixture.special.bos_on_inputs :])),
             "target": tokenizer.decode(example.targets[:-1]),
             "prediction": tokenizer.decode(ids),
         }
-        for (name, example), ids in zip(examples, made, strict=True)
+        for (name, example, _), ids in zip(drawn, made, strict=True)
     ]
 
 
-def _passages(
-    documents: TokenSource, length: int, seed: int
-) -> Iterator[Int[np.ndarray, " length"]]:
-    """Stretches of `length` tokens: the first of each document, then the second, and so on."""
-    shuffled = not getattr(documents, "sequential", False)
+class _Passage(NamedTuple):
+    """A stretch of a document, or a whole example with its images."""
+
+    content: Content
+    images: UInt8[np.ndarray, "M size size 3"] | None = None
+
+
+def _denoised(
+    denoiser: Denoiser | ImagePrefix, passage: _Passage, bits: Bits, special: SpecialTokens
+) -> Example:
+    if isinstance(denoiser, ImagePrefix):
+        assert isinstance(passage.content, ImageExample)
+        return denoiser(passage.content, special)
+    assert isinstance(passage.content, np.ndarray)
+    return denoiser(passage.content, bits, special)
+
+
+def _passages(source: Source, length: int, seed: int) -> Iterator[_Passage]:
+    """Of images each example once; of text stretches of `length` tokens.
+
+    First of each document the first, then the second, and so on. Stored features are no images.
+    """
+    documents = source.documents
+    size, shuffled = len(documents), not is_sequential(documents)
+
+    def order() -> Iterator[int]:
+        return (permute(i, size, seed) if shuffled else i for i in range(size))
+
+    if source.image_examples is not None:
+        for number in order() if source.image_examples.slot.name == "images" else ():
+            example = source.image_examples.example(number)
+            if len(example.ids):
+                yield _Passage(example, source.image_examples.images(number))
+        return
     for start in itertools.count(0, length):
         found = False
-        for i in range(len(documents)):
-            number = permute(i, len(documents), seed) if shuffled else i
+        for number in order():
             passage = documents[number][start : start + length]
             if len(passage) == length:
                 found = True
-                yield passage
+                yield _Passage(passage)
         if not found:
             return

@@ -16,9 +16,9 @@ from t5g2 import settings
 from t5g2.checkpoints.store import read_arrays, read_meta
 from t5g2.data.images import (
     START_OF_IMAGE,
-    ImageTokens,
     check_image_count,
     encode_with_images,
+    image_tokens,
     open_image,
     pan_and_scan,
     preprocess,
@@ -121,7 +121,8 @@ class Pretrained:
         for i, part in enumerate(parts):
             if i % 2 == 0 and vision is not None:
                 count = part.count(START_OF_IMAGE)
-                ids.append(encode_with_images(tokenizer, part, crops[:count], self._image_tokens()))
+                tokens = image_tokens(self.config)
+                ids.append(encode_with_images(tokenizer, part, crops[:count], tokens))
                 crops = crops[count:]
             elif i % 2 == 0:
                 ids.append(tokenizer.encode(part))
@@ -132,16 +133,6 @@ class Pretrained:
                     f"<sentinel_{part}>: the tokenizer has {len(tokenizer.sentinel_ids)} sentinels"
                 )
         return Prompt(np.concatenate(ids).astype(np.int32), pixels)
-
-    def _image_tokens(self) -> ImageTokens:
-        vision = self.config.vision
-        assert vision is not None
-        return ImageTokens(
-            boi_id=vision.boi_id,
-            image_id=vision.image_id,
-            eoi_id=self.config.eoi_id,
-            per_image=vision.tokens_per_image,
-        )
 
     def _views(
         self, images: Sequence[str | Path], with_crops: bool

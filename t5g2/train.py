@@ -101,6 +101,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 shardings,
                 rows=rows.rows,
                 room=rows.room,
+                images=rows.images,
                 config=settings.model,
                 optimizer=optimizer,
                 num_tasks=len(tasks),
@@ -223,14 +224,14 @@ def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> tuple[Corp
         # What the run started from may be gone by now.
         with progress.stage("corpus"):
             if settings.train.accept_changes:
-                return accept_corpus(settings.corpus, run_dir, progress.message)
-            return reopen_corpus(settings.corpus, run_dir), []
+                return accept_corpus(settings.corpus, run_dir, progress.message, settings.model)
+            return reopen_corpus(settings.corpus, run_dir, settings.model), []
     check_mixture(settings.corpus, settings.data)
     tokenizer = starting_tokenizer(settings)
     if tokenizer != settings.tokenizer:
         progress.message(f"tokenizer: that of train.init_from, {tokenizer.path}")
     stage, message = progress.stage, progress.message
-    return prepare_corpus(settings.corpus, tokenizer, run_dir, stage, message), []
+    return prepare_corpus(settings.corpus, tokenizer, run_dir, stage, message, settings.model), []
 
 
 def _check_sizes(settings: Settings, corpus: Corpus) -> None:

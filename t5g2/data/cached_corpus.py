@@ -15,6 +15,7 @@ from t5g2.data.sources.mixture_file import MixtureSpec, SourceSpec, read_mixture
 from t5g2.data.sources.opening import SPLITS
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
+from t5g2.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from t5g2.data.corpus import TokenizerConfig
@@ -159,7 +160,7 @@ def cache_plan(
     }
 
 
-def open_cache(config: CorpusConfig) -> OpenedCache:
+def open_cache(config: CorpusConfig, model: ModelConfig | None = None) -> OpenedCache:
     """Opens the cache that `corpus.cache` names.
 
     The sources and their rates are those of the mixture file, where the run names one, and else

@@ -12,7 +12,9 @@ from typing import Any
 from t5g2.config import did_you_mean, differences
 from t5g2.data.cached_corpus import CachedSource, open_cache
 from t5g2.data.counting import corpus_facts, count, facts_of, tokenizer_sample
-from t5g2.data.mixture import DataConfig, Mixture, Source
+from t5g2.data.image_examples import ImageExamples, ImagePrefix, image_prefix
+from t5g2.data.images import check_trained_ids
+from t5g2.data.mixture import DataConfig, Mixture, Source, TokenSource
 from t5g2.data.packing import RowStream
 from t5g2.data.sources.config import CorpusConfig
 from t5g2.data.sources.documents import SequentialDocuments
@@ -22,6 +24,7 @@ from t5g2.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from t5g2.data.ul2 import Denoiser, SpecialTokens, denoisers_from, with_mode_ids
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
+from t5g2.models.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,8 @@ class Corpus:
         """The mixture over one split.
 
         Raises:
-            UserError: a source names a denoiser that the configuration does not have.
+            UserError: a source names a denoiser that the configuration does not have, or has images
+                that the tokenizer has no tokens for.
         """
         special = SpecialTokens(
             self.tokenizer.bos_id,
@@ -104,17 +108,23 @@ class Corpus:
         )
         weights = self.weights()
         sources = tuple(
-            Source(
-                name=source.name,
-                documents=source.tokens(split, self.tokenizer),
-                denoisers=with_mode_ids(
-                    source_denoisers(source.spec, config), self.tokenizer.encode
-                ),
-                weight=weights[source.name],
-            )
+            self._source(source, source.tokens(split, self.tokenizer), config, weights[source.name])
             for source in self.sources
         )
         return Mixture(sources=sources, special=special)
+
+    def _source(
+        self,
+        source: TextSource | CachedSource,
+        documents: TokenSource | ImageExamples,
+        config: DataConfig,
+        weight: float,
+    ) -> Source:
+        made = with_mode_ids(source_denoisers(source.spec, config), self.tokenizer.encode)
+        denoisers: tuple[Denoiser, ...] | tuple[ImagePrefix] = made
+        if hasattr(documents, "slot"):
+            denoisers = (image_prefix(made),)
+        return Source(name=source.name, documents=documents, denoisers=denoisers, weight=weight)
 
 
 def source_denoisers(spec: SourceSpec, config: DataConfig) -> tuple[Denoiser, ...]:
@@ -156,6 +166,7 @@ def prepare_corpus(
     run_dir: Path,
     stage: Callable[[str], AbstractContextManager[None]],
     message: Callable[[str], None] = logger.info,
+    model: ModelConfig | None = None,
 ) -> Corpus:
     """Opens the corpus, makes the run's tokenizer and counts both; what was done before is kept.
 
@@ -165,15 +176,16 @@ def prepare_corpus(
         run_dir: keeps the tokenizer, in `tokenizer/`, and the facts, in `corpus.json`.
         stage: a context manager that announces a phase by its title.
         message: told how far long phases are.
+        model: reads the images that the corpus may have.
 
     Raises:
         UserError: an unusable corpus or tokenizer, or a corpus that changed since the run began.
     """
     if corpus_config.cache is not None:
-        return _prepare_cached(corpus_config, tokenizer_config, run_dir, stage)
+        return _prepare_cached(corpus_config, tokenizer_config, run_dir, stage, model)
     spec = read_mixture(corpus_config)
     with stage("corpus"):
-        sources = open_mixture(spec, corpus_config)
+        sources = open_mixture(spec, corpus_config, model)
     facts_path, home = run_dir / FACTS_FILE, run_dir / TOKENIZER_DIR
     paths = {source.name: source.path for source in spec.sources}
     configs = [dataclasses.asdict(corpus_config), dataclasses.asdict(tokenizer_config)]
@@ -184,7 +196,7 @@ def prepare_corpus(
     if facts.get("made_for") == made_for:
         return _unchanged(spec, sources, run_dir, facts)
     with stage("tokenizer"):
-        tokenizer = make_tokenizer(tokenizer_config, spec, sources, home)
+        tokenizer = make_tokenizer(tokenizer_config, spec, sources, home, model)
     with stage("counting tokens"):
         facts = {
             "made_for": made_for,
@@ -201,10 +213,11 @@ def _prepare_cached(
     tokenizer_config: TokenizerConfig,
     run_dir: Path,
     stage: Callable[[str], AbstractContextManager[None]],
+    model: ModelConfig | None,
 ) -> Corpus:
     """As `prepare_corpus`, from a cache: there is nothing to be counted or trained."""
     with stage("cache"):
-        cache = open_cache(corpus_config)
+        cache = open_cache(corpus_config, model)
         cache.check_settings(tokenizer_config)
         own = dataclasses.replace(tokenizer_config, path=str(cache.tokenizer.path))
         tokenizer = make_tokenizer(own, cache.spec, (), run_dir / TOKENIZER_DIR)
@@ -217,8 +230,13 @@ def _prepare_cached(
     return Corpus(spec=cache.spec, sources=cache.sources, tokenizer=tokenizer, facts=facts)
 
 
-def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
+def reopen_corpus(config: CorpusConfig, run_dir: Path, model: ModelConfig | None = None) -> Corpus:
     """The corpus and tokenizer of a run that has prepared them; nothing is written.
+
+    Args:
+        config: where the text is.
+        run_dir: of the run.
+        model: reads the images that the corpus may have.
 
     Raises:
         UserError: the run has none yet, or they changed since it began.
@@ -228,14 +246,17 @@ def reopen_corpus(config: CorpusConfig, run_dir: Path) -> Corpus:
         raise UserError(f"{run_dir} has no {FACTS_FILE} yet: start its training first")
     facts = json.loads(facts_path.read_text())
     if config.cache is not None:
-        cache = open_cache(config)
+        cache = open_cache(config, model)
         return _unchanged(cache.spec, cache.sources, run_dir, facts)
     spec = read_mixture(config)
-    return _unchanged(spec, open_mixture(spec, config), run_dir, facts)
+    return _unchanged(spec, open_mixture(spec, config, model), run_dir, facts)
 
 
 def accept_corpus(
-    config: CorpusConfig, run_dir: Path, message: Callable[[str], None] = logger.info
+    config: CorpusConfig,
+    run_dir: Path,
+    message: Callable[[str], None] = logger.info,
+    model: ModelConfig | None = None,
 ) -> tuple[Corpus, list[str]]:
     """The corpus that a run goes on with, which may have changed, under the run's tokenizer.
 
@@ -245,6 +266,7 @@ def accept_corpus(
         config: where the text is now.
         run_dir: has prepared a corpus before.
         message: told how far long phases are.
+        model: reads the images that the corpus may have.
 
     Returns:
         The corpus, and what changed in it since the run began or last accepted a change.
@@ -256,12 +278,12 @@ def accept_corpus(
     tokenizer = load_tokenizer(run_dir / TOKENIZER_DIR)
     sources: tuple[TextSource, ...] | tuple[CachedSource, ...]
     if config.cache is not None:
-        cache = open_cache(config)
+        cache = open_cache(config, model)
         cache.check_tokenizer(tokenizer)
         spec, sources, count_anew = cache.spec, cache.sources, cache.facts
     else:
         spec = read_mixture(config)
-        sources = opened = open_mixture(spec, config)
+        sources = opened = open_mixture(spec, config, model)
         count_anew = partial(_count, spec, opened, tokenizer, config.heldout_share, message)
     settings, changed = _changes(spec, sources, tokenizer, facts)
     if not settings and not changed:
@@ -274,20 +296,27 @@ def accept_corpus(
     return corpus, [*settings, *(f"{name}: other documents" for name in changed)]
 
 
-def open_corpus(config: CorpusConfig, tokenizer: Tokenizer) -> Corpus:
+def open_corpus(
+    config: CorpusConfig, tokenizer: Tokenizer, model: ModelConfig | None = None
+) -> Corpus:
     """A corpus outside of a run, under a tokenizer; counted only if the rates depend on it.
+
+    Args:
+        config: where the text is.
+        tokenizer: what it is tokenised with.
+        model: reads the images that the corpus may have.
 
     Raises:
         UserError: an unusable corpus.
     """
     if config.cache is not None:
-        cache = open_cache(config)
+        cache = open_cache(config, model)
         cache.check_tokenizer(tokenizer)
         return Corpus(
             spec=cache.spec, sources=cache.sources, tokenizer=tokenizer, facts=cache.facts()
         )
     spec = read_mixture(config)
-    sources = open_mixture(spec, config)
+    sources = open_mixture(spec, config, model)
     facts = {}
     if spec.needs_sizes():
         facts = _count(spec, sources, tokenizer, config.heldout_share, logger.info)
@@ -343,20 +372,44 @@ def row_stream(corpus: Corpus, split: str, config: DataConfig, rows: int) -> Row
     """The packed rows of one split.
 
     Raises:
-        UserError: sequence lengths that do not suit a denoiser or the sentinels.
+        UserError: sequence lengths that do not suit a denoiser or the sentinels, or no room for
+            images.
     """
     mixture = corpus.mixture(split, config)
-    return RowStream(mixture, rows, config.inputs_length, config.targets_length, config.seed)
+    return RowStream(
+        mixture,
+        rows,
+        config.inputs_length,
+        config.targets_length,
+        config.seed,
+        config.images_per_row,
+    )
 
 
 def make_tokenizer(
-    config: TokenizerConfig, spec: MixtureSpec, sources: tuple[TextSource, ...], home: Path
+    config: TokenizerConfig,
+    spec: MixtureSpec,
+    sources: tuple[TextSource, ...],
+    home: Path,
+    model: ModelConfig | None = None,
 ) -> Tokenizer:
     """Trains a run's tokenizer on all its sources, or copies the one that it names, into `home`.
 
+    Args:
+        config: which tokenizer.
+        spec: how the sources are mixed.
+        sources: the text.
+        home: a directory.
+        model: if it reads images, a trained tokenizer has image tokens.
+
     Raises:
-        UserError: no usable tokenizer, or too little text to train one on.
+        UserError: no usable tokenizer, or too little text to train one on, or a model with other
+            image tokens than a trained tokenizer has.
     """
+    images = model is not None and model.vision is not None
+    if config.path is None and images:
+        assert model is not None
+        check_trained_ids(model, config.sentinels)
     home.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.model", "tokenizer.json"):
         (home / name).unlink(missing_ok=True)
@@ -370,6 +423,7 @@ def make_tokenizer(
         vocab_size=config.vocab_size,
         sentinels=config.sentinels,
         max_bytes=config.train_bytes,
+        images=images,
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
+from t5g2.data.images import image_tokens
 from t5g2.data.sentencepiece_trainer import sample_chunks
 from t5g2.data.sources.documents import LONGEST_ENCODED, encode
+from t5g2.data.sources.image_text import ImageDocuments, ImageTexts
 from t5g2.data.sources.mixture_file import MixtureSpec
-from t5g2.data.sources.opening import SPLITS, TextSource
+from t5g2.data.sources.opening import SPLITS, AnyDocuments, TextSource
 from t5g2.data.tokenizer import Tokenizer
 
 # Texts are tokenised together, on all cores: up to so many, of about so many characters.
@@ -22,16 +24,24 @@ _NEWS_EVERY = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a split of a source holds; `ids` is how often each token occurs."""
+    """What a split of a source holds.
+
+    Attributes:
+        documents: how many.
+        characters: of their text.
+        ids: how often each token occurs.
+        image_tokens: places of images, which are no text.
+    """
 
     documents: int
     characters: int
     ids: Int64[np.ndarray, " vocabulary"]
+    image_tokens: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens of all documents."""
-        return int(self.ids.sum())
+        return int(self.ids.sum()) + self.image_tokens
 
     def facts(self) -> dict[str, int]:
         """As JSON values."""
@@ -59,15 +69,38 @@ def count(
     documents = characters = 0
     ids = np.zeros(tokenizer.vocab_size, np.int64)
     last_news = time.monotonic()
-    for texts in _batches(source.documents[split].iterate()):
-        documents += len(texts)
-        characters += sum(map(len, texts))
-        for tokens in _encoded(texts, tokenizer):
+    for more_documents, more_characters, batches in _tokenised(source.documents[split], tokenizer):
+        documents, characters = documents + more_documents, characters + more_characters
+        for tokens in batches:
             ids += np.bincount(tokens, minlength=len(ids))
         if time.monotonic() - last_news > _NEWS_EVERY:
             last_news = time.monotonic()
             message(f"{source.name}: {documents:,} documents, {ids.sum():,} tokens so far")
-    return Counts(documents, characters, ids)
+    return Counts(documents, characters, ids, _taken_out(ids, source.documents[split]))
+
+
+def _tokenised(
+    documents: AnyDocuments, tokenizer: Tokenizer
+) -> Iterator[tuple[int, int, Iterable[Int[np.ndarray, " n"]]]]:
+    """Of some documents at a time their number, their characters and their tokens."""
+    if isinstance(documents, ImageDocuments):
+        examples = ImageTexts(documents, tokenizer)
+        for start in range(0, len(documents), _BATCH_TEXTS):
+            numbers = range(start, min(start + _BATCH_TEXTS, len(documents)))
+            ids = np.concatenate([examples[i] for i in numbers])
+            yield len(numbers), sum(len(documents[i]) for i in numbers), [ids]
+        return
+    for texts in _batches(documents.iterate()):
+        yield len(texts), sum(map(len, texts)), _encoded(texts, tokenizer)
+
+
+def _taken_out(ids: Int64[np.ndarray, " vocabulary"], documents: AnyDocuments) -> int:
+    """How often the image token occurs; in `ids` it does not any more."""
+    if not isinstance(documents, ImageDocuments):
+        return 0
+    image_id = image_tokens(documents.model).image_id
+    count, ids[image_id] = int(ids[image_id]), 0
+    return count
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -97,7 +130,7 @@ def unigram_entropy(counts: Sequence[Counts], weights: Sequence[float]) -> float
     """Entropy of a token drawn from sources by their weights, in nats."""
     shares = np.zeros(len(counts[0].ids))
     for of_source, weight in zip(counts, weights, strict=True):
-        shares += weight * of_source.ids / max(of_source.tokens, 1)
+        shares += weight * of_source.ids / max(of_source.ids.sum(), 1)
     if not shares.sum():
         return 0.0
     shares = shares[shares > 0] / shares.sum()

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +15,16 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps
 
+from t5g2.data.sentencepiece_trainer import (
+    END_OF_IMAGE,
+    FIRST_SENTINEL,
+    IMAGE_PIECES,
+    IMAGE_TOKEN,
+    START_OF_IMAGE,
+)
 from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
-
-# What a text holds where an image belongs, and the pieces that the marker is expanded to.
-START_OF_IMAGE = "<start_of_image>"
-IMAGE_TOKEN = "<image_soft_token>"
-END_OF_IMAGE = "<end_of_image>"
+from t5g2.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,72 @@ class ImageTokens:
     def ids(self) -> Int32[np.ndarray, " per_image+2"]:
         """The ids of one image."""
         return np.array([self.boi_id, *[self.image_id] * self.per_image, self.eoi_id], np.int32)
+
+
+def image_tokens(model: ModelConfig) -> ImageTokens:
+    """The image tokens of a model that reads images."""
+    assert model.vision is not None
+    return ImageTokens(
+        boi_id=model.vision.boi_id,
+        image_id=model.vision.image_id,
+        eoi_id=model.eoi_id,
+        per_image=model.vision.tokens_per_image,
+    )
+
+
+def check_image_pieces(tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Makes sure that the model's image tokens are those of a tokenizer, or reserved in it.
+
+    Raises:
+        UserError: naming the setting that is not, and what it should be.
+    """
+    tokens = image_tokens(model)
+    for name, token, piece in (
+        ("model.vision: boi_id", tokens.boi_id, START_OF_IMAGE),
+        ("model.eoi_id", tokens.eoi_id, END_OF_IMAGE),
+        ("model.vision: image_id", tokens.image_id, IMAGE_TOKEN),
+    ):
+        found = tokenizer.id_to_piece(token) if token < tokenizer.vocab_size else None
+        # Gemma 3's tokenizer has a reserved piece where T5Gemma 2's has the image token.
+        if found == piece or (found is not None and re.fullmatch(r"<unused\d+>", found)):
+            continue
+        pieces = map(tokenizer.id_to_piece, range(tokenizer.vocab_size))
+        right = next((i for i, other in enumerate(pieces) if other == piece), None)
+        advice = "use a tokenizer with image tokens" if right is None else f"set it to {right}"
+        was = "beyond its vocabulary" if found is None else f"the piece {found!r}"
+        raise UserError(
+            f"{name} = {token} is {was} in the tokenizer {tokenizer.path}, not {piece}: {advice}"
+        )
+
+
+def check_trained_ids(model: ModelConfig, sentinels: int) -> None:
+    """Makes sure that the model's image tokens are where a tokenizer that a run trains has them.
+
+    Raises:
+        UserError: naming the settings and what they should be.
+    """
+    tokens = image_tokens(model)
+    boi_id, eoi_id, image_id = trained_ids(sentinels)
+    if (tokens.boi_id, tokens.eoi_id, tokens.image_id) != (boi_id, eoi_id, image_id):
+        raise UserError(
+            f"the tokenizer that the run trains has its image tokens behind the sentinels: set "
+            f"'boi_id': {boi_id} and 'image_id': {image_id} in model.vision, not {tokens.boi_id} "
+            f"and {tokens.image_id}, and model.eoi_id = {eoi_id}, not {tokens.eoi_id}; or give "
+            "tokenizer.path"
+        )
+
+
+def trained_ids(sentinels: int) -> range:
+    """Where a tokenizer that a run trains has `IMAGE_PIECES`: behind its sentinels."""
+    first = FIRST_SENTINEL + sentinels
+    return range(first, first + len(IMAGE_PIECES))
+
+
+def shortened(text: str) -> str:
+    """Text in which the places of an image's tokens are a number: `<image_soft_token>×256`."""
+    return re.sub(
+        r"(<[^<>\s]+>)\1+", lambda found: f"{found[1]}×{len(found[0]) // len(found[1])}", text
+    )
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:

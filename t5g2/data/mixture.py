@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from jaxtyping import Float64, Int
 
+from t5g2.data.image_examples import ImageExamples, ImagePrefix, ImageSlot
 from t5g2.data.ul2 import T5GEMMA2_UL2, Denoiser, SpecialTokens, denoisers_from
 from t5g2.errors import UserError
 
@@ -29,15 +30,20 @@ class Source:
 
     Attributes:
         name: what it is called in metrics.
-        documents: its tokenised documents.
-        denoisers: with their weights relative to one another.
+        documents: its tokenised documents, or examples with images.
+        denoisers: with their weights relative to one another; of images one `ImagePrefix`.
         weight: the source's rate relative to the other sources'.
     """
 
     name: str
-    documents: TokenSource
-    denoisers: tuple[Denoiser, ...] = T5GEMMA2_UL2
+    documents: TokenSource | ImageExamples
+    denoisers: tuple[Denoiser, ...] | tuple[ImagePrefix] = T5GEMMA2_UL2
     weight: float = 1.0
+
+    @property
+    def image_examples(self) -> ImageExamples | None:
+        """The documents, if they have images."""
+        return cast(ImageExamples, self.documents) if hasattr(self.documents, "slot") else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Task:
 
     name: str
     source: int
-    denoiser: Denoiser
+    denoiser: Denoiser | ImagePrefix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,19 @@ class Mixture:
         ]
         return np.array(shares) / sum(shares)
 
+    @property
+    def image_slot(self) -> ImageSlot | None:
+        """What a batch holds of an image; None: no source has images.
+
+        Raises:
+            UserError: sources have images in different forms.
+        """
+        examples = [source.image_examples for source in self.sources]
+        slots = {example.slot for example in examples if example is not None}
+        if len(slots) > 1:
+            raise UserError(f"the sources' images differ in kind: {sorted(slots)}")
+        return slots.pop() if slots else None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -84,6 +103,7 @@ class DataConfig:
     Attributes:
         inputs_length: encoder tokens in a row (S).
         targets_length: decoder tokens in a row (T).
+        images_per_row: images that a row has room for, where the mixture has a source of them (I).
         denoisers: the name of a preset ("t5gemma2": T5Gemma 2's five; "ul2": UL2's seven;
             "ul2_with_modes": these with the mode tokens [R], [S] and [X]), or dictionaries with the
             settings of `Denoiser`.
@@ -96,14 +116,16 @@ class DataConfig:
 
     inputs_length: int
     targets_length: int
+    images_per_row: int = 0
     denoisers: str | tuple[Mapping[str, Any], ...] = "t5gemma2"
     bos_on_inputs: bool = True
     seed: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, not {self.workers}")
+        for name in ("images_per_row", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     def made_denoisers(self) -> tuple[Denoiser, ...]:
         """The denoisers that the settings name."""
@@ -123,6 +145,8 @@ def check_lengths(mixture: Mixture, inputs_length: int, targets_length: int) -> 
                 f"denoiser {denoiser.name}: the tokens of mode {denoiser.mode!r} are not known; "
                 "make the mixture with t5g2.data.ul2.with_mode_ids"
             )
+        if isinstance(denoiser, ImagePrefix):
+            continue
         longest = denoiser.longest(inputs_length, targets_length, mixture.special)
         wanted = 1 if denoiser.mean_span is None else round(denoiser.mean_span)
         shortest = max(int(wanted / denoiser.corruption_rate), 2)
@@ -142,6 +166,6 @@ def check_lengths(mixture: Mixture, inputs_length: int, targets_length: int) -> 
             )
 
 
-def iterate_documents(source: TokenSource) -> Iterator[Int[np.ndarray, " n"]]:
+def iterate_documents(source: TokenSource | ImageExamples) -> Iterator[Int[np.ndarray, " n"]]:
     """All documents of a source once, in its own order."""
     return (source[i] for i in range(len(source)))

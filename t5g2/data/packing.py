@@ -1,13 +1,14 @@
 """Rows: endless streams of examples, packed on both sides, whose whole state is a few integers."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
+from t5g2.data.image_examples import NOTHING, ImageExample, ImageExamples, ImagePrefix, ImageSlot
 from t5g2.data.mixture import Mixture, TokenSource, check_lengths
 from t5g2.data.sampling import TaskChoice, key, permute
-from t5g2.data.ul2 import Example, Philox, Sizes
+from t5g2.data.ul2 import Denoiser, Example, Philox, Sizes
 from t5g2.errors import UserError
 
 # A row is closed when less than this share of it would fit as the next piece of a longer document.
@@ -18,6 +19,8 @@ SMALLEST_SHARE = 0.5
 MOST_EMPTY_DOCUMENTS = 100_000
 
 Cursor = Int[np.ndarray, " cursor"]
+# A document's tokens, or an example of images and text.
+Content: TypeAlias = Int[np.ndarray, " n"] | ImageExample
 
 
 class Piece(NamedTuple):
@@ -29,6 +32,7 @@ class Piece(NamedTuple):
         start: first token of the piece in the document.
         length: tokens of the document that the piece takes.
         example: what they became.
+        images: how many images the encoder sees with it.
     """
 
     task: int
@@ -36,6 +40,14 @@ class Piece(NamedTuple):
     start: int
     length: int
     example: Example
+    images: int = 0
+
+
+class ImageSlots(NamedTuple):
+    """Room for images in each row of a batch."""
+
+    per_row: int
+    slot: ImageSlot
 
 
 class RowStream:
@@ -50,25 +62,42 @@ class RowStream:
     order. As rows use up theirs at their own pace, a little behind or ahead of one another, such a
     source is asked for documents within a window that moves forward.
 
+    An example of images and text is a document of its own, which is never split: if it does not fit
+    in what is left of a row, or has more images than there are slots left, the row is closed.
+
     The cursor of a row is an int32 array [1 + 2 * sources]: the number of its next example, then
     for each source the number of the current document's draw and the offset in it.
 
     Raises:
-        UserError: an empty source, or lengths that do not suit a denoiser or the sentinels.
+        UserError: an empty source, lengths that do not suit a denoiser or the sentinels, or no room
+            for images.
     """
 
     def __init__(
-        self, mixture: Mixture, rows: int, inputs_length: int, targets_length: int, seed: int
+        self,
+        mixture: Mixture,
+        rows: int,
+        inputs_length: int,
+        targets_length: int,
+        seed: int,
+        images_per_row: int = 0,
     ) -> None:
         for source in mixture.sources:
             if not len(source.documents):
                 raise UserError(f"source {source.name} has no documents")
         check_lengths(mixture, inputs_length, targets_length)
+        slot = mixture.image_slot
+        if slot is not None and images_per_row < 1:
+            raise UserError(
+                "data.images_per_row is 0 but the mixture has images: set it to the number of "
+                "images that a row has room for"
+            )
         self.mixture = mixture
         self.tasks = mixture.tasks
         self.rows = rows
         self.seed = seed
         self.room = (inputs_length, targets_length)
+        self.images = None if slot is None else ImageSlots(images_per_row, slot)
         self.cursor_length = 1 + 2 * len(mixture.sources)
         self._choose = TaskChoice(mixture.rates, seed)
         self._order_seeds = [key("order", seed, source.name) for source in mixture.sources]
@@ -77,10 +106,17 @@ class RowStream:
         sizes = {
             denoiser: Sizes(denoiser, self.room, mixture.special)
             for denoiser in {task.denoiser for task in self.tasks}
+            if isinstance(denoiser, Denoiser)
         }
-        self._sizes = [sizes[task.denoiser] for task in self.tasks]
-        # The draw, number and tokens of each (row, source)'s current document: a cache, no state.
-        self._current: dict[tuple[int, int], tuple[int, int, Int[np.ndarray, " n"]]] = {}
+        # None: its examples are never split.
+        self._sizes = [
+            sizes[task.denoiser] if isinstance(task.denoiser, Denoiser) else None
+            for task in self.tasks
+        ]
+        self._image_examples = [source.image_examples for source in mixture.sources]
+        # The draw and number of each (row, source)'s current document, and the document: a cache,
+        # no state.
+        self._current: dict[tuple[int, int], tuple[int, int, Content]] = {}
 
     def start(self) -> Int[np.ndarray, "rows cursor"]:
         """Cursors of all rows before the first example."""
@@ -107,6 +143,7 @@ class RowStream:
         """
         cursor = cursor.copy()
         inputs_left, targets_left = self.room
+        slots_left = 0 if self.images is None else self.images.per_row
         pieces: list[Piece] = []
         noise = Philox(self._noise_seed)
         j = int(cursor[0])
@@ -114,35 +151,57 @@ class RowStream:
         while True:
             task, sizes = self.tasks[number], self._sizes[number]
             place = cursor[1 + 2 * task.source :][:2]
-            document, tokens = self._document(task.source, row, place)
-            start = place.item(1)
-            remaining = len(tokens) - start
-            most, fair = fair_length(sizes, self._sizes[following], inputs_left, targets_left)
-            # In very unequal room even the longest piece is small: a row is never left empty.
-            if pieces and most < min(remaining, self._smallest_piece):
-                return pieces, cursor
-            length = min(remaining, fair)
-            example = task.denoiser(
-                tokens[start : start + length], noise(row, j), self.mixture.special
-            )
-            pieces.append(Piece(number, document, start, length, example))
+            document, content = self._document(task.source, row, place)
+            if isinstance(task.denoiser, ImagePrefix):
+                assert isinstance(content, ImageExample)
+                inputs, targets = task.denoiser.lengths(content, self.mixture.special)
+                # Alone it fits: `_read` has seen to that.
+                if inputs > inputs_left or targets > targets_left or content.images > slots_left:
+                    return pieces, cursor
+                length = remaining = len(content.ids)
+                start = 0
+                example = task.denoiser(content, self.mixture.special)
+                piece = Piece(number, document, start, length, example, content.images)
+            else:
+                assert sizes is not None
+                assert isinstance(content, np.ndarray)
+                start = place.item(1)
+                remaining = len(content) - start
+                most, fair = fair_length(sizes, self._sizes[following], inputs_left, targets_left)
+                # In very unequal room even the longest piece is small: a row is never left empty.
+                if pieces and most < min(remaining, self._smallest_piece):
+                    return pieces, cursor
+                length = min(remaining, fair)
+                example = task.denoiser(
+                    content[start : start + length], noise(row, j), self.mixture.special
+                )
+                piece = Piece(number, document, start, length, example)
+            pieces.append(piece)
             inputs_left -= len(example.inputs)
             targets_left -= len(example.targets)
+            slots_left -= piece.images
             place[:] = (place.item(0) + 1, 0) if length == remaining else (place[0], start + length)
             j += 1
             cursor[0] = j
             number, following = following, self._choose(row, j + 1)
 
-    def _document(self, source: int, row: int, place: Cursor) -> tuple[int, Int[np.ndarray, " n"]]:
-        """Number and tokens of the document at `place` = [draw, offset], past used-up ones."""
+    def piece_images(self, piece: Piece) -> np.ndarray:
+        """The images of a piece that has some, each as `images.slot` says."""
+        examples = self._image_examples[self.tasks[piece.task].source]
+        assert examples is not None
+        return examples.images(piece.document)
+
+    def _document(self, source: int, row: int, place: Cursor) -> tuple[int, Content]:
+        """Number and content of the document at `place` = [draw, offset], past used-up ones."""
         for _ in range(MOST_EMPTY_DOCUMENTS):
             draw, offset = place.tolist()
             cached = self._current.get((row, source))
             if cached is None or cached[0] != draw:
                 number = self.document_number(source, row, draw)
-                cached = draw, number, self.mixture.sources[source].documents[number]
+                cached = draw, number, self._read(source, number)
                 self._current[row, source] = cached
-            if offset < len(cached[2]):
+            content = cached[2]
+            if offset < len(content.ids if isinstance(content, ImageExample) else content):
                 return cached[1:]
             place[:] = draw + 1, 0
         raise UserError(
@@ -150,13 +209,40 @@ class RowStream:
             "row hold no text"
         )
 
+    def _read(self, source: int, number: int) -> Content:
+        """A document; nothing of an example that no row has room for and that may be passed over.
 
-def is_sequential(documents: TokenSource) -> bool:
+        Raises:
+            UserError: there is such an example too many.
+        """
+        examples = self._image_examples[source]
+        if examples is None or self.images is None:
+            return self.mixture.sources[source].documents[number]
+        example = examples.example(number)
+        prefix = self.mixture.sources[source].denoisers[0]
+        assert isinstance(prefix, ImagePrefix)
+        inputs, targets = prefix.lengths(example, self.mixture.special)
+        if (
+            inputs <= self.room[0]
+            and targets <= self.room[1]
+            and example.images <= self.images.per_row
+        ):
+            return example
+        examples.refuse(
+            number,
+            f"the example needs {inputs} inputs, {targets} targets and {example.images} images, "
+            f"more than a row has room for (data.inputs_length = {self.room[0]}, "
+            f"data.targets_length = {self.room[1]}, data.images_per_row = {self.images.per_row})",
+        )
+        return NOTHING
+
+
+def is_sequential(documents: TokenSource | ImageExamples) -> bool:
     """Whether a source can only be read forward."""
     return getattr(documents, "sequential", False)
 
 
-def fair_length(own: Sizes, following: Sizes, inputs: int, targets: int) -> tuple[int, int]:
+def fair_length(own: Sizes, following: Sizes | None, inputs: int, targets: int) -> tuple[int, int]:
     """How long a piece may be in the room that is left, and how long it should be.
 
     Denoisers fill the two sides unequally: prefix language modelling three times as many targets as
@@ -164,12 +250,18 @@ def fair_length(own: Sizes, following: Sizes, inputs: int, targets: int) -> tupl
     other, both sides are filled by shortening each a little: with (a, b) and (c, d) the shares of
     inputs and targets that each fills at its longest, p and q solve p (a, b) + q (c, d) = (1, 1).
 
+    Args:
+        own: of this example's denoiser.
+        following: of the next example's; None: it does not shorten itself for others either.
+        inputs: encoder tokens that the row has room for.
+        targets: decoder tokens.
+
     Returns:
         The longest piece that fits, and the length that leaves the following example its share.
     """
     most = own.longest(inputs, targets)
-    other = following.longest(inputs, targets)
-    if not most or not other:
+    other = 0 if following is None else following.longest(inputs, targets)
+    if following is None or not most or not other:
         return most, most
     own_inputs, own_targets = own.lengths(most)
     next_inputs, next_targets = following.lengths(other)

@@ -12,13 +12,27 @@ from t5g2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Ids 0 to 3 are pad, eos, bos and unk.
+FIRST_SENTINEL = 4
+# The pieces of an image, in Gemma's order: its beginning, its end, and the place of a token.
+START_OF_IMAGE = "<start_of_image>"
+END_OF_IMAGE = "<end_of_image>"
+IMAGE_TOKEN = "<image_soft_token>"
+IMAGE_PIECES = (START_OF_IMAGE, END_OF_IMAGE, IMAGE_TOKEN)
+
 # Training text is sampled in chunks of about this many characters, cut at line ends, so that one
 # huge document neither fills the sample nor is left out of it whole.
 CHUNK_CHARACTERS = 1 << 14
 
 
 def train_model(
-    documents: Iterable[str], *, vocab_size: int, sentinels: int, max_bytes: int, seed: int
+    documents: Iterable[str],
+    *,
+    vocab_size: int,
+    sentinels: int,
+    max_bytes: int,
+    seed: int,
+    images: bool,
 ) -> bytes:
     """Trains a model; see `t5g2.data.tokenizer.train_sentencepiece`, which writes it to a file.
 
@@ -55,7 +69,10 @@ def train_model(
             eos_piece="<eos>",
             bos_piece="<bos>",
             unk_piece="<unk>",
-            control_symbols=[f"<sentinel_{k}>" for k in range(sentinels)],
+            control_symbols=[
+                *(f"<sentinel_{k}>" for k in range(sentinels)),
+                *(IMAGE_PIECES if images else ()),
+            ],
             # In bytes; the default leaves out longer chunks without a word.
             max_sentence_length=4 * CHUNK_CHARACTERS + 1,
             # The model file records the number of threads, so a machine's own would change it.

@@ -24,6 +24,7 @@ import numpy as np
 from t5g2.data.corpus import Corpus, reopen_corpus
 from t5g2.data.mixture import DataConfig, Mixture, Source, check_lengths
 from t5g2.data.sampling import key
+from t5g2.data.sources.image_text import ImageDocuments
 from t5g2.data.sources.opening import AnyDocuments, TextSource
 from t5g2.data.ul2 import Denoiser, SpecialTokens, philox
 from t5g2.data.vocabularies import seqio_vocabulary
@@ -69,6 +70,9 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
             "seqio Tasks are made of text, and this corpus is a cache of tokens: give the text by "
             "corpus.path or corpus.mixture, without corpus.cache"
         )
+    for source in corpus.sources:
+        if isinstance(source.documents["train"], ImageDocuments):
+            raise UserError(f"source {source.name} has images: there are no seqio Tasks of these")
     mixture = corpus.mixture("train", config)
     check_lengths(mixture, config.inputs_length, config.targets_length)
     vocabulary = seqio_vocabulary(corpus.tokenizer)
@@ -101,6 +105,7 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
         if isinstance(source, TextSource)
     ]
     for task_name, task in zip(task_names, mixture.tasks, strict=True):
+        assert isinstance(task.denoiser, Denoiser)
         seqio.TaskRegistry.add(
             task_name,
             source=sources[task.source],
@@ -133,7 +138,7 @@ def register_run(run_dir: str | Path, name: str | None = None) -> str:
     settings = run_settings(run_dir)
     if name is None:
         name = _allowed(run_dir.resolve().name)
-    return register(name, reopen_corpus(settings.corpus, run_dir), settings.data)
+    return register(name, reopen_corpus(settings.corpus, run_dir, settings.model), settings.data)
 
 
 def _allowed(name: str) -> str:

@@ -318,11 +318,13 @@ def train_sentencepiece(
     sentinels: int,
     max_bytes: int,
     seed: int = 0,
+    images: bool = False,
 ) -> SentencePieceTokenizer:
     """Trains a lossless BPE model with Gemma's special ids, and writes it.
 
-    Pieces: `<pad> <eos> <bos> <unk>` (0 to 3), `<sentinel_0>`.., the 256 bytes, then what is
-    learnt, runs of spaces and newlines included. `decode(encode(text)) == text` for every text.
+    Pieces: `<pad> <eos> <bos> <unk>` (0 to 3), `<sentinel_0>`.., with `images` those of
+    `IMAGE_PIECES`, the 256 bytes, then what is learnt, runs of spaces and newlines included.
+    `decode(encode(text)) == text` for every text.
 
     Args:
         documents: Whole texts; read once.
@@ -331,6 +333,7 @@ def train_sentencepiece(
         sentinels: Number of sentinels.
         max_bytes: Trains on a random sample of this many bytes where there are more.
         seed: Of the sample. Equal arguments make equal files.
+        images: Whether there are the pieces of an image.
 
     Raises:
         UserError: Too little text for `vocab_size` or none at all, too small a `vocab_size`, a
@@ -345,6 +348,7 @@ def train_sentencepiece(
         sentinels=sentinels,
         max_bytes=max_bytes,
         seed=seed,
+        images=images,
     )
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:

@@ -12,7 +12,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker, util
 from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import RawArray
@@ -99,7 +99,8 @@ class Workers:
             raise
         batch = {name: array.copy() for name, array in self._memory[self._next].batch().items()}
         for worker in self._workers:
-            worker.pipe.send(self._next)
+            with suppress(ConnectionError):  # it has ended, as the next answer will tell
+                worker.pipe.send(self._next)
         self._next = (self._next + 1) % BUFFERS
         return batch, np.concatenate(cursors)
 
@@ -122,7 +123,7 @@ class _Buffer:
     """Memory of a batch that processes share; it has no name and goes with the last of them."""
 
     def __init__(self, stream: RowStream, rows: int) -> None:
-        empty = empty_batch(rows, *stream.room)
+        empty = empty_batch(rows, *stream.room, stream.images)
         self._layout = {name: (array.shape, array.dtype) for name, array in empty.items()}
         self._memory = {
             name: RawArray(ctypes.c_byte, array.nbytes) for name, array in empty.items()

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from t5g2.data.batch import empty_batch
+from t5g2.data.packing import ImageSlots
 from t5g2.models.config import ModelConfig
 from t5g2.models.stack import Tokens
 from t5g2.models.t5gemma2 import T5Gemma2, from_parameters, split_frozen
@@ -163,6 +164,7 @@ def compile_train_step(
     optimizer: optax.GradientTransformation,
     num_tasks: int,
     accumulation: int,
+    images: ImageSlots | None = None,
     teacher: Teacher | None = None,
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
     """`train_step` compiled for a mesh; the state it is given is consumed.
@@ -177,7 +179,8 @@ def compile_train_step(
         optimizer: as above.
         num_tasks: as above.
         accumulation: as above.
-        teacher: as above.
+        images: room for images in a row.
+        teacher: see `train_step`.
     """
 
     def step(
@@ -193,7 +196,7 @@ def compile_train_step(
             teacher=teacher,
         )
 
-    batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room))
+    batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room, images))
     jitted = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh), None),  # a teacher lies where it lies

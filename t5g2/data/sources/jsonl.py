@@ -94,7 +94,7 @@ class JsonLines(FileRecords):
         Raises:
             UserError: the file cannot be read.
         """
-        file = int(np.searchsorted(self._ends, number, side="right"))
+        file = self._file(number)
         starts, empty = self._files[file]
         place = number - int(self._ends[file] - (len(starts) - 1))
         path = self.root / self.names[file]
@@ -107,6 +107,13 @@ class JsonLines(FileRecords):
             raise cannot_read(path, error) from None
         line = Without(empty, len(starts) + len(empty))[place] + 1
         return content, f"{path}, line {line}"
+
+    def file(self, number: int) -> Path:
+        """The file of a line."""
+        return self.root / self.names[self._file(number)]
+
+    def _file(self, number: int) -> int:
+        return int(np.searchsorted(self._ends, number, side="right"))
 
 
 def _line_starts(path: Path) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " empty"]]:

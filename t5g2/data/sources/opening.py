@@ -13,6 +13,7 @@ from typing import TypeAlias
 from t5g2.data.sources.arrayrecord import ArrayRecords
 from t5g2.data.sources.config import CorpusConfig
 from t5g2.data.sources.documents import Documents, SequentialDocuments, TokenizedTexts
+from t5g2.data.sources.image_text import ImageDocuments, ImageRecords, ImageTexts
 from t5g2.data.sources.jsonl import JsonLines, JsonLineStream, is_compressed
 from t5g2.data.sources.mixture_file import FORMATS, MixtureSpec, SourceSpec, read_mixture
 from t5g2.data.sources.parquet import ParquetRows
@@ -21,6 +22,7 @@ from t5g2.data.sources.splits import Numbers, Without, heldout_of_names, heldout
 from t5g2.data.sources.text import TextFiles, text_directory
 from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
+from t5g2.models.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +69,16 @@ class TextSource:
         """Changes with the files, as far as that can be told without reading them."""
         return self.records.fingerprint()
 
-    def tokens(self, split: str, tokenizer: Tokenizer) -> TokenizedTexts:
-        """The documents of a split as token ids."""
-        return TokenizedTexts(self.documents[split], tokenizer)
+    def tokens(self, split: str, tokenizer: Tokenizer) -> TokenizedTexts | ImageTexts:
+        """The documents of a split as token ids.
+
+        Raises:
+            UserError: documents with images, and a tokenizer without image tokens.
+        """
+        documents = self.documents[split]
+        if isinstance(documents, ImageDocuments):
+            return ImageTexts(documents, tokenizer)
+        return TokenizedTexts(documents, tokenizer)
 
     def check_splits(self, counts: Mapping[str, int], heldout_share: float) -> None:
         """Refuses a source that has nothing in a split.
@@ -103,10 +112,62 @@ def open_sources(config: CorpusConfig) -> tuple[TextSource, ...]:
     return open_mixture(read_mixture(config), config)
 
 
-def open_mixture(mixture: MixtureSpec, config: CorpusConfig) -> tuple[TextSource, ...]:
-    """As `open_sources`, of a mixture file that has been read."""
+def open_mixture(
+    mixture: MixtureSpec, config: CorpusConfig, model: ModelConfig | None = None
+) -> tuple[TextSource, ...]:
+    """As `open_sources`, of a mixture file that has been read, for a model that may read images.
+
+    Raises:
+        UserError: as above, or a source of images and a model that reads none.
+    """
     bad = BadRecords(config.max_bad_records)
-    return tuple(_open(spec, config, bad) for spec in mixture.sources)
+    return tuple(
+        _open_images(spec, config, bad, model)
+        if spec.format == "image_text"
+        else _open(spec, config, bad)
+        for spec in mixture.sources
+    )
+
+
+def _open_images(
+    spec: SourceSpec, config: CorpusConfig, bad: BadRecords, model: ModelConfig | None
+) -> TextSource:
+    check_reads_images(spec.where("format"), model)
+    assert model is not None
+    base = Path() if spec.file is None else spec.file.parent
+    root, names, _ = _files(dataclasses.replace(spec, format="jsonl"), config, base)
+    if packed := next(filter(is_compressed, names), None):
+        raise UserError(
+            f"{spec.where('path')}: {root / packed}: lines with images are read in any order: "
+            "decompress it first"
+        )
+    records = ImageRecords(root, names, spec.field or "text")
+    heldout = records.heldout(config.heldout_share)
+    numbers: dict[str, Numbers] = {
+        "train": Without(heldout, len(records)),
+        "heldout": array("q", heldout.tobytes()),
+    }
+    documents: dict[str, AnyDocuments] = {
+        split: ImageDocuments(spec.name, records, numbers[split], bad, model) for split in SPLITS
+    }
+    source = TextSource(spec=spec, records=records, documents=documents, bad=bad)
+    source.check_splits(
+        {split: len(found) for split, found in numbers.items()}, config.heldout_share
+    )
+    return source
+
+
+def check_reads_images(where: str, model: ModelConfig | None) -> None:
+    """Refuses images for a model without a vision tower.
+
+    Raises:
+        UserError: naming `where` they are.
+    """
+    if model is None or model.vision is None:
+        raise UserError(
+            f"{where}: the source has images but the model has no vision tower: set model.vision, "
+            "or leave the source out"
+        )
 
 
 def _open(spec: SourceSpec, config: CorpusConfig, bad: BadRecords) -> TextSource:
