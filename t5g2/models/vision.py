@@ -178,9 +178,9 @@ class Projector(nnx.Module):
         assert config.vision is not None
         width = config.vision.hidden_size
         self.norm = RMSNorm(width, "vision_embed", config.vision.layer_norm_eps, rngs=rngs)
-        self.weight = parameter(
-            rngs, (width, config.hidden_size), ("vision_embed", "embed"), config.initializer_range
-        )
+        # Both widths would be split over the same devices.
+        axes = ("", "embed")
+        self.weight = parameter(rngs, (width, config.hidden_size), axes, config.initializer_range)
 
     def __call__(self, tokens: Float[Array, "... D"]) -> Float[Array, "... E"]:
         return project(self.norm(tokens), self.weight[...].astype(tokens.dtype))
