@@ -1,32 +1,63 @@
 """`t5g2 export`: a checkpoint as a Hugging Face directory."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from t5g2 import settings
-from t5g2.checkpoints.store import read_arrays, read_meta
-from t5g2.data.tokenizer import load_tokenizer
-from t5g2.files import new_directory
-from t5g2.interop.hf import export_hf
+from t5g2.checkpoints.store import open_arrays, read_meta
+from t5g2.data.tokenizer import Tokenizer, load_tokenizer
+from t5g2.files import new_directory, terminable
+from t5g2.interop.hf import write_hf
 from t5g2.interop.hf_config import WeightDtype
+from t5g2.interop.processor import image_pieces, write_processor
 from t5g2.interop.tokenizer import export_tokenizer
+from t5g2.models.config import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports `--checkpoint` to `--out` in `--dtype`."""
-    export_checkpoint(Path(args.checkpoint), Path(args.out), args.dtype)
-    print(f"{args.out}: for transformers' T5Gemma2ForConditionalGeneration and AutoTokenizer")
+    with terminable():
+        export_checkpoint(Path(args.checkpoint), Path(args.out), args.dtype)
+    print(f"{args.out}: for transformers' T5Gemma2ForConditionalGeneration and AutoProcessor")
     return 0
 
 
-def export_checkpoint(checkpoint: Path, out: Path, dtype: WeightDtype = "float32") -> None:
-    """Writes weights, configuration and tokenizer for transformers; all or nothing.
+def export_checkpoint(checkpoint: Path, out: Path, dtype: WeightDtype | None = None) -> None:
+    """Writes weights, configuration, tokenizer and processor for transformers; all or nothing.
+
+    Args:
+        checkpoint: which.
+        out: the new directory.
+        dtype: of the weights; None: each as it is in the checkpoint.
 
     Raises:
         UserError: `checkpoint` is none, or `out` is taken.
     """
     meta = read_meta(checkpoint)
     config = settings.model_of(meta)
+    tokenizer = load_tokenizer(checkpoint / meta["tokenizer"])
     with new_directory(out) as partial:
-        export_hf(read_arrays(checkpoint / "params"), config, partial, dtype=dtype)
-        export_tokenizer(load_tokenizer(checkpoint / meta["tokenizer"]), partial)
+        write_hf(open_arrays(checkpoint / "params"), config, partial, dtype=dtype)
+        _write_tokenizer(tokenizer, config, partial)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, config: ModelConfig, out: Path) -> None:
+    """Writes the tokenizer and, for a model that reads images, the processor."""
+    vision, pieces = config.vision, {}
+    if vision is not None:
+        ids = {"boi_id": vision.boi_id, "image_id": vision.image_id, "eoi_id": config.eoi_id}
+        if max(ids.values()) < tokenizer.vocab_size:
+            pieces = image_pieces(tokenizer, **ids)
+            write_processor(
+                out, image_size=vision.image_size, tokens_per_image=vision.tokens_per_image
+            )
+        else:
+            logger.warning(
+                "%s has no image tokens (%s): no processor is written",
+                tokenizer.path,
+                ", ".join(f"{name} {token}" for name, token in ids.items()),
+            )
+    export_tokenizer(tokenizer, out, pieces)

@@ -9,9 +9,10 @@ from typing import Any
 from t5g2.checkpoints.store import package_versions, write_parameters
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
-from t5g2.files import new_directory
+from t5g2.files import new_directory, terminable
 from t5g2.interop import gemma3
-from t5g2.interop.hf import load_hf, read_hf_config
+from t5g2.interop.hf import open_hf, read_hf_config
+from t5g2.interop.vision_transfer import with_tower
 from t5g2.models.config import ModelConfig
 from t5g2.settings import model_to_json
 from t5g2.training.metrics import Totals
@@ -24,8 +25,11 @@ def run(args: argparse.Namespace) -> int:
     source, out, factor = Path(args.directory), Path(args.out), args.rope_factor_global
     if factor is not None and not 0 < factor < float("inf"):
         raise UserError(f"--rope_factor_global must be above 0, not {factor}")
-    with new_directory(out) as partial:
-        model_type, config, params = _read(source)
+    with terminable(), new_directory(out) as partial:
+        model_type, config, params = _open(source, text_only=args.no_vision)
+        if args.vision_from is not None:
+            donor = Path(args.vision_from)
+            config, params = with_tower((config, params), _open(donor)[1:], donor)
         if factor is not None:
             config = dataclasses.replace(config, rope_factor_global=factor)
         tokenizer = _tokenizer(source, args.tokenizer, config)
@@ -39,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
         }
         write_parameters(partial, params, meta)
         _copy_tokenizer(tokenizer, partial / TOKENIZER_DIR)
-    print(f"{out}: from {model_type}, tokenizer {tokenizer.path.name} ({tokenizer.vocab_size} ids)")
+    tower = "no vision tower" if config.vision is None else "with vision tower"
+    print(
+        f"{out}: from {model_type}, {tower}, tokenizer {tokenizer.path.name} "
+        f"({tokenizer.vocab_size} ids)"
+    )
     if model_type in gemma3.MODEL_TYPES:
         print(
             f"positions of global layers are divided by {config.rope_factor_global:g}"
@@ -49,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(source: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
-    """Model type, configuration and parameters of a directory."""
+def _open(source: Path, *, text_only: bool = False) -> tuple[str, ModelConfig, dict[str, Any]]:
+    """Model type, configuration and (lazy) parameters of a directory."""
     model_type = read_hf_config(source).get("model_type")
     if model_type == "t5gemma2":
-        return model_type, *load_hf(source)
+        return model_type, *open_hf(source, text_only=text_only)
     if model_type in gemma3.MODEL_TYPES:
-        return model_type, *gemma3.load_gemma3(source)
+        return model_type, *gemma3.open_gemma3(source, text_only=text_only)
     raise UserError(
         f"{source}: model_type is {model_type!r}; what can be imported is t5gemma2, "
         f"{' and '.join(gemma3.MODEL_TYPES)}"

@@ -4,24 +4,37 @@ A checkpoint is a directory with `params/` and `meta/`; those that training can 
 hold `optimizer/` and `data/`.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
+import itertools
 import json
+import logging
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Int
+import tensorstore
+from jaxtyping import Int, Shaped
 
 from t5g2.errors import UserError
+from t5g2.lazy_array import LazyArray
 from t5g2.training.state import TrainState
 
 FORMAT = 1
 CHECKPOINTS_DIR = "checkpoints"  # in a run directory
+
+# What is compressed and written at a time of a checkpoint of parameters alone; Orbax's default is
+# 2 GB.
+_CHUNK_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,10 +147,35 @@ def read_arrays(item: Path) -> Any:
     """The arrays below one item of a checkpoint (`.../params`), as a tree of numpy arrays."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         structure = checkpointer.metadata(item.absolute()).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
         return checkpointer.restore(
-            item.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+            item.absolute(), args=ocp.args.PyTreeRestore(restore_args=_as_numpy(structure))
         )
+
+
+def open_arrays(item: Path) -> Any:
+    """As `read_arrays`, but as lazy arrays, each of which is read when it is asked for."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        structure = checkpointer.metadata(item.absolute()).item_metadata.tree
+
+    def lazy(path: Any, array: Any) -> LazyArray:
+        read = functools.partial(_read_one, item.absolute(), [entry.key for entry in path])
+        return LazyArray(array.shape, np.dtype(array.dtype), read)
+
+    return jax.tree_util.tree_map_with_path(lazy, structure)
+
+
+def _read_one(item: Path, keys: list[str]) -> Shaped[np.ndarray, "..."]:
+    wanted: Any = 0
+    for key in reversed(keys):
+        wanted = {key: wanted}
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=_as_numpy(wanted), partial_restore=True)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        (array,) = jax.tree.leaves(checkpointer.restore(item, args=args))
+    return array
+
+
+def _as_numpy(tree: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
 
 def array_shapes(item: Path) -> list[tuple[str, tuple[int, ...], int]]:
@@ -180,14 +218,93 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
 
 
 def write_parameters(checkpoint: Path, params: Any, meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint of parameters alone into an empty directory."""
-    checkpoint.rmdir()  # Orbax insists on making it.
-    handler = ocp.CompositeCheckpointHandler("params", "meta")
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(
-            checkpoint.absolute(),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
-            ),
+    """Writes a checkpoint of parameters alone into an empty directory.
+
+    Args:
+        checkpoint: the directory.
+        params: numpy or lazy arrays; of lazy ones, one at a time is in memory.
+        meta: what the checkpoint says of itself, see `read_meta`.
+
+    Raises:
+        OSError: no room, or another fault of the file system.
+    """
+    # Orbax insists on making its directory, and writes beside it first: within ours, of which
+    # whoever made it disposes if this fails.
+    saved = checkpoint / "saved"
+    one_by_one = _OneByOne(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, one_by_one),
+        (LazyArray, one_by_one),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns if it is missing.
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_CHUNK_BYTES),
+        meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
+    )
+    # In a thread, which an interrupt stops between two chunks and not amid Orbax.
+    with (
+        _silent_orbax(),
+        ocp.Checkpointer(handler) as checkpointer,
+        concurrent.futures.ThreadPoolExecutor(1) as thread,
+    ):
+        saving = thread.submit(checkpointer.save, saved.absolute(), args=items)
+        try:
+            saving.result()
+        except ValueError as error:  # TensorStore's, for all that goes wrong
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(checkpoint)) from error
+        finally:
+            one_by_one.stopped = True
+    for part in saved.iterdir():
+        part.rename(checkpoint / part.name)
+    saved.rmdir()
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Writes arrays one after the other, and of each one chunk after the other.
+
+    An array is read in its turn, and let go. Once writing has failed or was stopped, nothing goes
+    on in the background: the directory can be removed.
+    """
+
+    stopped = False
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+        for value, info, arg in zip(values, infos, args, strict=True):
+            (written,) = await super().serialize([np.asarray(value)], [info], [arg])
+            written.result()
+            del written  # it holds the array
+        return []
+
+    async def _open_and_write(self, value: Any, tspec: Any, ts_context: Any) -> None:
+        store = await tensorstore.open(
+            tensorstore.Spec(tspec), create=True, open=True, context=ts_context
         )
+        chunks: Any = store.chunk_layout.write_chunk.shape
+        sizes = list(zip(value.shape, chunks, strict=True))
+        for start in itertools.product(*(range(0, size, chunk) for size, chunk in sizes)):
+            if self.stopped:
+                raise InterruptedError
+            region = tuple(
+                slice(i, min(i + chunk, size))
+                for i, (size, chunk) in zip(start, sizes, strict=True)
+            )
+            await store[region].write(value[region])
+
+
+@contextlib.contextmanager
+def _silent_orbax() -> Iterator[None]:
+    """Orbax logs the traceback of what it then raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

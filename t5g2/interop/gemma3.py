@@ -17,10 +17,11 @@ from jaxtyping import Float
 
 from t5g2.errors import UserError
 from t5g2.interop import names
-from t5g2.interop.hf import read_hf_config, read_parameters, without_vision
+from t5g2.interop.hf import open_parameters, read_hf_config, without_vision
 from t5g2.interop.hf_config import END_OF_IMAGE_ID, TEXT_DEFAULTS, model_of
 from t5g2.interop.hf_vision import GEMMA3_IMAGE_ID, from_hf_vision, image_token
-from t5g2.interop.weights import Tensor, open_weights
+from t5g2.interop.weights import open_weights
+from t5g2.lazy_array import LazyArray
 from t5g2.models.config import ModelConfig
 
 MODEL_TYPES = ("gemma3_text", "gemma3")
@@ -90,18 +91,19 @@ def from_gemma3_config(config: Mapping[str, Any], *, text_only: bool = False) ->
     return dataclasses.replace(model, vocab_size=rows)
 
 
-def load_gemma3(path: Path, *, text_only: bool = False) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a Gemma 3 directory, text-only or multimodal, as a T5Gemma 2.
+def open_gemma3(path: Path, *, text_only: bool = False) -> tuple[ModelConfig, dict[str, Any]]:
+    """Opens a Gemma 3 directory, text-only or multimodal, as a T5Gemma 2.
 
     Args:
         path: the directory.
         text_only: leave out the vision tower; a logged line says how many tensors it has.
 
     Returns:
-        The configuration, and the parameters (numpy, float32) structured as by `parameter_tree`.
+        The configuration, and the parameters structured as by `parameter_tree`: lazy arrays of
+        the dtypes on disk.
 
     Raises:
-        UserError: as `t5g2.interop.hf.load_hf`.
+        UserError: as `t5g2.interop.hf.open_hf`.
     """
     content = read_hf_config(path)
     config = from_gemma3_config(content, text_only=text_only)
@@ -112,7 +114,7 @@ def load_gemma3(path: Path, *, text_only: bool = False) -> tuple[ModelConfig, di
     for key in (_TABLE, *_TIED):
         if key in stored and stored[key].shape[:1] == (rows,):
             stored[key] = _first_rows(stored[key], config.vocab_size)
-    params = read_parameters(path, config, names_of(config), stored, _TIED)
+    params = open_parameters(path, config, names_of(config), stored, _TIED)
     params[_EOI] = _eoi_embedding(params["embedder/table"], config)
     return config, traverse_util.unflatten_dict(params, sep="/")
 
@@ -136,14 +138,19 @@ def _canonical(key: str) -> str:
     return key.replace("model.vision_tower.vision_model.", "model.vision_tower.", 1)
 
 
-def _first_rows(tensor: Tensor, rows: int) -> Tensor:
-    return Tensor((rows, *tensor.shape[1:]), lambda: tensor.read()[:rows], tensor.kind)
+def _first_rows(tensor: LazyArray, rows: int) -> LazyArray:
+    return LazyArray((rows, *tensor.shape[1:]), tensor.dtype, lambda: tensor.read()[:rows])
 
 
-def _eoi_embedding(table: Float[np.ndarray, "V D"], config: ModelConfig) -> Float[np.ndarray, " D"]:
+def _eoi_embedding(table: LazyArray, config: ModelConfig) -> LazyArray:
     """What Gemma 3, which has no embedding of its own for it, embeds the end of an image as."""
-    if config.eoi_id >= len(table):
-        return np.zeros(table.shape[1:], np.float32)
-    # As `Embedder` scales all other tokens, rounding included.
-    scale = jnp.asarray(config.hidden_size**0.5, config.dtype)
-    return table[config.eoi_id] * np.float32(scale)
+
+    def read() -> Float[np.ndarray, " D"]:
+        if config.eoi_id >= table.shape[0]:
+            return np.zeros(table.shape[1:], table.dtype)
+        # As `Embedder` scales all other tokens, rounding included.
+        scale = jnp.asarray(config.hidden_size**0.5, config.dtype)
+        row = table.read()[config.eoi_id].astype(np.float32)
+        return (row * np.float32(scale)).astype(table.dtype)
+
+    return LazyArray(table.shape[1:], table.dtype, read)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Float
@@ -21,13 +23,14 @@ from t5g2.interop.hf_config import (
 )
 from t5g2.interop.hf_vision import minimal_vision_shapes
 from t5g2.interop.names import TIED, VISION_PREFIXES, Name, canonical, names_of
-from t5g2.interop.weights import Tensor, open_weights, write_weights
+from t5g2.interop.weights import open_weights, write_weights
+from t5g2.lazy_array import LazyArray
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree
 
 MAX_SHARD_BYTES = 5_000_000_000
 _LISTED = 20
-_READABLE = ("F32", "BF16", "F16")
+_READABLE = ("float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
 
@@ -37,87 +40,115 @@ def export_hf(
     config: ModelConfig,
     out_dir: Path,
     *,
-    dtype: WeightDtype = "float32",
+    dtype: WeightDtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes a directory that transformers' `T5Gemma2ForConditionalGeneration` loads.
+    """Makes a directory that transformers' `T5Gemma2ForConditionalGeneration` loads.
 
-    It is complete or absent, also when interrupted. One tensor at a time is in memory. transformers
-    always builds a vision tower: a model without one is given the least (`MINIMAL_VISION`).
+    It is complete or absent, also when interrupted. One parameter at a time is in memory.
+    transformers always builds a vision tower: a model without one is given the least
+    (`MINIMAL_VISION`).
 
     Args:
-        params: the parameters, structured as by `parameter_tree`; numpy or jax arrays.
+        params: the parameters, structured as by `parameter_tree`; numpy, jax or lazy arrays.
         config: the model they belong to.
         out_dir: where to; must not exist, or be empty.
-        dtype: dtype of the weights on disk; bfloat16 rounds to nearest even.
+        dtype: dtype of the weights on disk (rounds to nearest even); None: each as it is.
         max_shard_bytes: above this, several files and an index are written.
 
     Raises:
         UserError: `out_dir` is taken, the parameters are not this model's, or transformers could
             not build it.
     """
-    hf_config = to_hf_config(config, dtype)
+    with new_directory(Path(out_dir)) as partial:
+        write_hf(params, config, partial, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def write_hf(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    directory: Path,
+    *,
+    dtype: WeightDtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """As `export_hf`, into a directory that exists and that is the caller's to remove."""
     arrays = traverse_util.flatten_dict(params, sep="/")
     shapes = _shapes(config)
     wrong = [p for p in shapes | arrays if shapes.get(p) != getattr(arrays.get(p), "shape", None)]
     if wrong:
         raise UserError(f"the parameters do not fit the model's configuration: {_listed(wrong)}")
+    hf_config = to_hf_config(config, dtype or arrays["embedder/table"].dtype.name)
+    stack = _Latest(arrays)
     tensors = {
-        key: Tensor(name.disk_shape(_one(shape, layer)), _writer(name, arrays[name.path], layer))
+        key: LazyArray(
+            name.disk_shape(_one(shapes[name.path], layer)),
+            jnp.dtype(dtype or arrays[name.path].dtype),
+            functools.partial(_to_disk, name, stack, layer),
+        )
         for name in names_of(config)
-        for shape in (shapes[name.path],)
         for layer, key in name.keys(config)
     }
     if config.vision is None:
         for key, shape in minimal_vision_shapes(config.hidden_size).items():
-            tensors[key] = Tensor(shape, functools.partial(np.zeros, shape))
-    with new_directory(Path(out_dir)) as partial:
-        for file, content in (
-            ("config.json", hf_config),
-            ("generation_config.json", generation_config(config)),
-        ):
-            (partial / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        write_weights(partial, tensors, dtype, max_shard_bytes)
+            zeros = functools.partial(np.zeros, shape)
+            tensors[key] = LazyArray(shape, jnp.dtype(hf_config["dtype"]), zeros)
+    for file, content in (
+        ("config.json", hf_config),
+        ("generation_config.json", generation_config(config)),
+    ):
+        (directory / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_weights(directory, tensors, max_shard_bytes)
 
 
-def load_hf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a T5Gemma 2 directory: released, or exported from here.
+def open_hf(path: Path, *, text_only: bool = False) -> tuple[ModelConfig, dict[str, Any]]:
+    """Opens a T5Gemma 2 directory: released, or exported from here.
 
     Single file or shards; float32, bfloat16 or float16; names as on disk or as in torch's memory.
 
+    Args:
+        path: the directory.
+        text_only: leave out the vision tower; a logged line says how many tensors it has.
+
     Returns:
-        The configuration, and the parameters (numpy, float32) structured as by `parameter_tree`.
+        The configuration, and the parameters structured as by `parameter_tree`: lazy arrays of
+        the dtypes on disk.
 
     Raises:
         UserError: no such directory, a configuration that t5g2 does not have, a damaged file, or
             tensors that are missing, unknown or of another shape (all of them named).
     """
     path = Path(path)
-    config = from_hf_config(read_hf_config(path))
-    return config, load_hf_params(path, config)
+    config = from_hf_config(read_hf_config(path), text_only=text_only)
+    return config, _open_params(path, config)
+
+
+def load_hf(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """What `open_hf` opens, as numpy arrays."""
+    config, params = open_hf(path)
+    return config, jax.tree.map(np.asarray, params)
 
 
 def load_hf_params(path: Path, config: ModelConfig) -> dict[str, Any]:
-    """The parameters of `load_hf`, of a directory whose configuration is known already.
+    """The parameters of `load_hf`, of a directory whose configuration is known already."""
+    return jax.tree.map(np.asarray, _open_params(path, config))
 
-    Where that configuration has no vision tower, tensors of one are left out, and a logged line
-    says how many.
-    """
+
+def _open_params(path: Path, config: ModelConfig) -> dict[str, Any]:
     stored = {canonical(key): tensor for key, tensor in open_weights(path).items()}
     if config.vision is None:
-        stored = without_vision(
-            path, stored, VISION_PREFIXES, minimal_vision_shapes(config.hidden_size)
-        )
-    params = read_parameters(path, config, names_of(config), stored, TIED)
+        placeholders = minimal_vision_shapes(config.hidden_size)
+        stored = without_vision(path, stored, VISION_PREFIXES, placeholders)
+    params = open_parameters(path, config, names_of(config), stored, TIED)
     return traverse_util.unflatten_dict(params, sep="/")
 
 
 def without_vision(
     path: Path,
-    stored: Mapping[str, Tensor],
+    stored: Mapping[str, LazyArray],
     prefixes: tuple[str, ...],
     placeholders: Mapping[str, tuple[int, ...]],
-) -> dict[str, Tensor]:
+) -> dict[str, LazyArray]:
     """The tensors whose names have none of `prefixes`; the log says how many more there are.
 
     Args:
@@ -135,14 +166,14 @@ def without_vision(
     return text
 
 
-def read_parameters(
+def open_parameters(
     path: Path,
     config: ModelConfig,
     names: Sequence[Name],
-    stored: Mapping[str, Tensor],
+    stored: Mapping[str, LazyArray],
     tied: Mapping[str, str],
-) -> dict[str, Float[np.ndarray, "..."]]:
-    """Reads the parameters that `names` says where to find; several may be of one tensor.
+) -> dict[str, LazyArray]:
+    """The parameters that `names` says where to find; several may be of one tensor.
 
     Args:
         path: the directory, for messages.
@@ -152,7 +183,7 @@ def read_parameters(
         tied: of those, the ones that need not be there, and the tensors they must equal.
 
     Returns:
-        Parameter path to array, float32.
+        Parameter path to array, of the dtype on disk.
 
     Raises:
         UserError: naming every tensor that is missing, unknown or of another shape or kind.
@@ -166,11 +197,12 @@ def read_parameters(
     _check(path, expected, stored, tied)
     params = {}
     for name in names:
-        array = np.empty(shapes[name.path], np.float32)
-        for layer, key in name.keys(config):
-            target = array if layer is None else array[layer]
-            target[...] = name.from_disk(stored[key].read(), target.shape)
-        params[name.path] = array
+        tensors = {layer: stored[key] for layer, key in name.keys(config)}
+        dtypes = [tensor.dtype for tensor in tensors.values()]
+        dtype = functools.reduce(jnp.promote_types, dtypes)
+        shape = shapes[name.path]
+        read = functools.partial(_from_disk, name, tensors, shape, dtype)
+        params[name.path] = LazyArray(shape, dtype, read)
     return params
 
 
@@ -195,7 +227,7 @@ def read_hf_config(path: Path) -> dict[str, Any]:
 def _check(
     path: Path,
     expected: Mapping[str, tuple[int, ...]],
-    stored: Mapping[str, Tensor],
+    stored: Mapping[str, LazyArray],
     ties: Mapping[str, str],
 ) -> None:
     """Raises one UserError that names everything wrong with the tensors in a directory."""
@@ -209,10 +241,10 @@ def _check(
             for key, tensor in present.items()
             if tensor.shape != expected[key]
         ],
-        "not floating point": [
-            f"{key} {tensor.kind}"
+        f"not {', '.join(_READABLE)}": [
+            f"{key} {tensor.dtype.name}"
             for key, tensor in present.items()
-            if tensor.kind not in _READABLE
+            if tensor.dtype.name not in _READABLE
         ],
         "not equal to the tensor it is tied to": [
             key
@@ -240,5 +272,33 @@ def _one(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
     return shape if layer is None else shape[1:]
 
 
-def _writer(name: Name, array: Any, layer: int | None) -> Any:
-    return lambda: name.to_disk(np.asarray(array if layer is None else array[layer]))
+class _Latest:
+    """Arrays by name, of which the one last read is kept: the layers of one are read in a row."""
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = arrays
+        self._name, self._array = "", np.empty(0)
+
+    def read(self, name: str) -> Float[np.ndarray, "..."]:
+        if name != self._name:
+            self._array = np.empty(0)  # let go before the next one comes
+            self._name, self._array = name, np.asarray(self._arrays[name])
+        return self._array
+
+
+def _to_disk(name: Name, stack: "_Latest", layer: int | None) -> Float[np.ndarray, "..."]:
+    array = stack.read(name.path)
+    return name.to_disk(array if layer is None else array[layer])
+
+
+def _from_disk(
+    name: Name,
+    tensors: Mapping[int | None, LazyArray],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Float[np.ndarray, "..."]:
+    array = np.empty(shape, dtype)
+    for layer, tensor in tensors.items():
+        target = array if layer is None else array[layer]
+        target[...] = name.from_disk(tensor.read(), target.shape)
+    return array

@@ -4,54 +4,52 @@ The format: eight bytes of header length (little endian), a JSON header that giv
 dtype, shape and byte range, then the tensors' bytes.
 """
 
+import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from t5g2.errors import UserError
-from t5g2.interop.hf_config import WeightDtype
+from t5g2.lazy_array import LazyArray
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_CODES: Mapping[WeightDtype, str] = {"float32": "F32", "bfloat16": "BF16"}
+# The format's spelling of a dtype, and numpy's. Weights are of the first three.
+_DTYPES = {
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BOOL": "bool",
+    **{
+        f"{kind}{bits}": f"{name}{bits}"
+        for kind, name in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
+_CODES = {jnp.dtype(name): code for code, name in _DTYPES.items()}
 
 
-class Tensor(NamedTuple):
-    """A tensor that is made or read when it is asked for.
-
-    Attributes:
-        shape: its shape.
-        read: returns it, as an array of floats.
-        kind: its dtype in the file's spelling, for a tensor that is in a file.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[], Float[np.ndarray, "..."]]
-    kind: str = ""
-
-
-def write_weights(
-    directory: Path, tensors: Mapping[str, Tensor], dtype: WeightDtype, max_shard_bytes: int
-) -> None:
+def write_weights(directory: Path, tensors: Mapping[str, LazyArray], max_shard_bytes: int) -> None:
     """Writes `tensors` to `model.safetensors`, or to shards and their index if they are larger.
 
     Args:
         directory: where to.
         tensors: by name; each is read once and let go.
-        dtype: dtype on disk.
         max_shard_bytes: size that no file's tensors exceed, unless one tensor alone does.
     """
-    width = jnp.dtype(dtype).itemsize
-    sizes = {name: width * math.prod(tensor.shape) for name, tensor in tensors.items()}
+    sizes = {name: _bytes(tensor) for name, tensor in tensors.items()}
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
     for name, size in sizes.items():
@@ -74,18 +72,17 @@ def write_weights(
         }
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for file, names in zip(files, shards, strict=True):
-        _write_file(directory / file, {name: tensors[name] for name in names}, dtype)
+        _write_file(directory / file, {name: tensors[name] for name in names})
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: WeightDtype) -> None:
-    numpy_dtype = jnp.dtype(dtype)
+def _write_file(path: Path, tensors: Mapping[str, LazyArray]) -> None:
     # Readers for PyTorch want to be told that the tensors are its kind.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + numpy_dtype.itemsize * math.prod(tensor.shape)
+        start, end = end, end + _bytes(tensor)
         header[name] = {
-            "dtype": _CODES[dtype],
+            "dtype": _CODES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -94,26 +91,28 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], dtype: WeightDtype) -
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
-            array = np.ascontiguousarray(tensor.read(), dtype=numpy_dtype)
+            array = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
             file.write(array.view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def open_weights(directory: Path) -> dict[str, Tensor]:
+def _bytes(tensor: LazyArray) -> int:
+    return tensor.dtype.itemsize * math.prod(tensor.shape)
+
+
+def open_weights(directory: Path) -> dict[str, LazyArray]:
     """The tensors of a directory's safetensors file or shards, by name; none is read yet.
 
     Raises:
         UserError: no such file, a shard is missing, or a file is damaged.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyArray] = {}
     for path in _files(directory):
         try:
-            file = safe_open(path, "numpy")
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                part = file.get_slice(name)
-                shape = tuple(part.get_shape())
-                tensors[name] = Tensor(shape, _reader(file, name), part.get_dtype())
+            with safe_open(path, "numpy"):
+                pass  # It checks that header and file agree.
+            tensors |= _tensors(path)
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing: copy the whole directory again") from error
         except (SafetensorError, OSError) as error:
@@ -121,8 +120,27 @@ def open_weights(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
-    return lambda: file.get_tensor(name)
+def _tensors(path: Path) -> dict[str, LazyArray]:
+    """The tensors of a file whose header is known to be sound."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            # A dtype of a later version of the format reads as void, which nothing accepts.
+            dtype = jnp.dtype(_DTYPES.get(entry["dtype"], "V1"))
+            shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+            read = functools.partial(_read, path, offset, shape, dtype)
+            tensors[name] = LazyArray(shape, dtype, read)
+    return tensors
+
+
+def _read(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Shaped[np.ndarray, "..."]:
+    # Not by mapping the file, whose pages would stay in memory for as long as there is room.
+    return np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
 
 
 def _files(directory: Path) -> Iterable[Path]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3TextConfig
 
 from t5g2.errors import UserError
-from t5g2.interop.gemma3 import from_gemma3_config, load_gemma3
+from t5g2.interop.gemma3 import from_gemma3_config, open_gemma3
 from t5g2.interop.hf_config import TEXT_DEFAULTS
 from t5g2.models.attention import decoder_window
 from t5g2.models.config import VisionConfig
@@ -21,6 +21,11 @@ from t5g2.models.stack import Memory, Tokens, rotations
 from t5g2.models.t5gemma2 import from_parameters
 
 EOI, LENGTH = 11, 29
+
+
+def load_gemma3(directory, **options):
+    config, params = open_gemma3(directory, **options)
+    return config, jax.tree.map(np.asarray, params)
 
 
 @pytest.fixture(scope="module", params=["text", "text factor 8", "multimodal", "older multimodal"])

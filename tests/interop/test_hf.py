@@ -11,8 +11,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from t5g2.errors import UserError
-from t5g2.interop.hf import export_hf, load_hf, load_hf_params, new_directory, read_hf_config
+from t5g2.interop.hf import (
+    export_hf,
+    load_hf,
+    load_hf_params,
+    new_directory,
+    open_hf,
+    read_hf_config,
+    write_hf,
+)
 from t5g2.interop.hf_config import from_hf_config
+from t5g2.lazy_array import LazyArray
 from t5g2.models.config import TINY
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree
 
@@ -37,6 +46,10 @@ def rewrite(directory, change):
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
     save_file(tensors, directory / "model.safetensors")
+
+
+def as_dtype(params, dtype):
+    return jax.tree.map(lambda p: p.astype(jax.numpy.dtype(dtype)), params)
 
 
 def assert_equal(a, b):
@@ -77,8 +90,7 @@ def test_bfloat16_export_loads_as_the_rounded_values_in_half_the_bytes(params, e
     export_hf(params, CONFIG, tmp_path / "half", dtype="bfloat16")
     config, loaded = load_hf(tmp_path / "half")
     assert config == dataclasses.replace(CONFIG, dtype="bfloat16")
-    rounded = jax.tree.map(lambda p: p.astype(jax.numpy.bfloat16).astype(np.float32), params)
-    assert_equal(loaded, rounded)
+    assert_equal(loaded, as_dtype(params, "bfloat16"))
     sizes = [
         sum(t.nbytes for t in load_file(d / "model.safetensors").values())
         for d in (exported, tmp_path / "half")
@@ -86,16 +98,36 @@ def test_bfloat16_export_loads_as_the_rounded_values_in_half_the_bytes(params, e
     assert sizes[0] == 2 * sizes[1]
 
 
-def test_float16_weights_are_read(params, exported):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_keep_their_dtype_and_bits_in_memory_and_when_exported_again(
+    dtype, params, tmp_path
+):
+    one, other = tmp_path / "one", tmp_path / "other"
+    export_hf(as_dtype(params, dtype), CONFIG, one)
+    _, loaded = load_hf(one)
+    assert_equal(loaded, as_dtype(params, dtype))
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(loaded))
+    export_hf(open_hf(one)[1], CONFIG, other)
+    for name in ("model.safetensors", "config.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_weights_of_several_dtypes_keep_each_its_own(params, exported, tmp_path):
     def halve(tensors):
         for name in tensors:
-            tensors[name] = tensors[name].astype(np.float16)
+            if "mlp" in name:
+                tensors[name] = tensors[name].astype(np.float16)
 
     rewrite(exported, halve)
-    assert_equal(
-        load_hf(exported)[1],
-        jax.tree.map(lambda p: p.astype(np.float16).astype(np.float32), params),
-    )
+    config, loaded = load_hf(exported)
+    assert loaded["encoder"]["layers"]["mlp"]["gate"].dtype == np.float16
+    assert loaded["embedder"]["table"].dtype == np.float32
+    export_hf(loaded, config, tmp_path / "again")
+    before, after = (load_file(d / "model.safetensors") for d in (exported, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype
+        np.testing.assert_array_equal(tensor, after[name])
 
 
 def test_names_as_in_the_memory_of_torch_and_tied_tensors_are_read(params, exported):
@@ -147,7 +179,7 @@ def test_all_tensors_that_are_wrong_are_named_in_one_line(exported):
         "missing: model.decoder.layers.3.mlp.up_proj.weight;",
         "unexpected: model.decoder.layers.9.mlp.up_proj.weight;",
         "wrong shape: model.decoder.norm.weight [17] instead of [16];",
-        "not floating point: model.encoder.norm.weight I32;",
+        "not float32, bfloat16, float16: model.encoder.norm.weight int32;",
         "tied to: lm_head.out_proj.weight",
     ):
         assert part in message
@@ -212,13 +244,11 @@ def test_parameters_of_another_model_are_not_exported(params, tmp_path):
 
 
 def test_an_interrupted_export_leaves_nothing(params, tmp_path):
-    class Unreadable:
-        shape = params["decoder"]["final_norm"]["scale"].shape
+    def interrupt():
+        raise KeyboardInterrupt
 
-        def __array__(self, *args, **kwargs):
-            raise KeyboardInterrupt
-
-    broken = {**params, "decoder": {**params["decoder"], "final_norm": {"scale": Unreadable()}}}
+    scale = LazyArray(params["decoder"]["final_norm"]["scale"].shape, np.dtype("f4"), interrupt)
+    broken = {**params, "decoder": {**params["decoder"], "final_norm": {"scale": scale}}}
     with pytest.raises(KeyboardInterrupt):
         export_hf(broken, CONFIG, tmp_path / "out")
     assert not any(tmp_path.iterdir())
@@ -226,7 +256,7 @@ def test_an_interrupted_export_leaves_nothing(params, tmp_path):
 
 def test_others_may_add_their_files_before_the_directory_appears(params, tmp_path):
     with new_directory(tmp_path / "out") as partial:
-        export_hf(params, CONFIG, partial)
+        write_hf(params, CONFIG, partial)
         (partial / "tokenizer.json").write_text("{}")
         assert not (tmp_path / "out").exists()
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
