@@ -66,6 +66,11 @@ def attention(
     only keys of its own segment. Logits and softmax are float32. A query that sees nothing
     (padding) gets zeros.
 
+    Long sequences are worked on a block of queries at a time, in which a windowed layer sees the
+    neighbouring blocks of keys alone: neither memory nor time grows with T x S. That takes
+    queries and keys to be the same tokens, and the positions of a segment to count by one along
+    the row, as they do in batches and in prompts.
+
     Args:
         query: [B, T, H, N] queries, after normalisation and RoPE.
         query_segment_ids: [B, T].
@@ -79,6 +84,90 @@ def attention(
     Returns:
         [B, T, H, N] in the dtype of `query`.
     """
+    inputs = (query, query_segment_ids, query_positions, keys)
+    length = query.shape[1]
+    block = _block_size(window)
+    if keys.key.shape[1] != length or length < 2 * block:
+        return reference_attention(*inputs, memory, window=window, scale=scale)
+    return _blockwise_attention(*inputs, memory, window=window, scale=scale, block=block)
+
+
+# Queries worked on at a time where every key is seen, and at least so many where a window is.
+_QUERY_BLOCK = 512
+_SMALLEST_BLOCK = 128
+
+
+def _block_size(window: Window) -> int:
+    if window.left is None or window.right is None:
+        return _QUERY_BLOCK
+    reach = max(window.left, window.right)
+    return max(-(-reach // _SMALLEST_BLOCK) * _SMALLEST_BLOCK, _SMALLEST_BLOCK)
+
+
+def _blockwise_attention(
+    query: Float[Array, "B T H N"],
+    query_segment_ids: Int[Array, "B T"],
+    query_positions: Int[Array, "B T"],
+    keys: KeyValues,
+    memory: KeyValues | None,
+    *,
+    window: Window,
+    scale: float,
+    block: int,
+) -> Float[Array, "B T H N"]:
+    length = query.shape[1]
+    blocks = -(-length // block)
+
+    def split(array: Array) -> Array:
+        """[B, T, ...] as [blocks, B, block, ...]; what is filled up has segment 0."""
+        padding = [(0, 0)] * array.ndim
+        padding[1] = (0, blocks * block - length)
+        padded = jnp.pad(array, padding)
+        return padded.reshape(array.shape[0], blocks, block, *array.shape[2:]).swapaxes(0, 1)
+
+    queries = tuple(map(split, (query, query_segment_ids, query_positions)))
+    seen: KeyValues | None = None
+    if window.left is not None and window.right is not None:
+        # A block's reach ends within its neighbours.
+        before = [1] if window.left else []
+        after = [-1] if window.right else []
+        seen = jax.tree.map(lambda array: _neighbours(split(array), [*before, 0, *after]), keys)
+
+    @jax.checkpoint
+    def attend(
+        queries: tuple[Array, Array, Array], seen: KeyValues | None
+    ) -> Float[Array, "B block H N"]:
+        near = keys if seen is None else seen
+        return reference_attention(*queries, near, memory, window=window, scale=scale)
+
+    mixed = jax.lax.map(lambda x: attend(*x), (queries, seen))
+    return mixed.swapaxes(0, 1).reshape(query.shape[0], -1, *query.shape[2:])[:, :length]
+
+
+def _neighbours(blocks: Array, shifts: list[int]) -> Array:
+    """Each block [B, block, ...] with those `shifts` places before it, side by side; ends are 0."""
+
+    def shifted(by: int) -> Array:
+        if by == 0:
+            return blocks
+        empty = jnp.zeros_like(blocks[:1])
+        parts = (empty, blocks[:-1]) if by == 1 else (blocks[1:], empty)
+        return jnp.concatenate(parts)
+
+    return jnp.concatenate([shifted(by) for by in shifts], axis=2)
+
+
+def reference_attention(
+    query: Float[Array, "B T H N"],
+    query_segment_ids: Int[Array, "B T"],
+    query_positions: Int[Array, "B T"],
+    keys: KeyValues,
+    memory: KeyValues | None,
+    *,
+    window: Window,
+    scale: float,
+) -> Float[Array, "B T H N"]:
+    """`attention` in one piece, with a mask of all queries by all keys."""
     visible = _visible(query_segment_ids, query_positions, keys, window)
     key, value = keys.key, keys.value
     if memory is not None:
@@ -94,10 +183,6 @@ def attention(
     logits = jnp.where(mask, logits * scale, jnp.finfo(jnp.float32).min)
     weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0).astype(query.dtype)
     return jnp.einsum("bkgts,bskn->btkgn", weights, value).reshape(batch, length, heads, width)
-
-
-# Queries that `bidirectional_attention` works on at a time: bounds its memory, not its result.
-_QUERY_BLOCK = 512
 
 
 def bidirectional_attention(

@@ -1,13 +1,14 @@
 """Attention against loops over queries, heads and keys in plain numpy."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.kernels.attention import KeyValues, Window, attention
+from t5g2.kernels.attention import KeyValues, Window, attention, reference_attention
 
 SCALE = 0.3
 
@@ -141,3 +142,76 @@ def test_bfloat16_operands_keep_float32_logits_and_softmax():
     # Weights and result are rounded once each (2^-9); logits of about 30 in bfloat16 would be off
     # by a tenth each.
     assert jnp.abs(out.astype(np.float32) - exact).max() < 2**-6
+
+
+def long_rows(length, memory_length, seed=0):
+    """Two rows packed with random segments, one of which ends in padding."""
+    rng = np.random.default_rng(seed)
+
+    def segments(length):
+        rows = np.zeros((2, length), int)
+        for row, end in ((0, length), (1, length - length // 5)):
+            cuts = np.sort(rng.choice(np.arange(1, end), 4, replace=False))
+            rows[row, :end] = 1 + np.searchsorted(cuts, np.arange(end), side="right")
+        return packed(rows)
+
+    def random(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    own, other = segments(length), segments(memory_length)
+    keys = KeyValues(random(2, length, 2, 8), random(2, length, 2, 8), *own)
+    memory = KeyValues(random(2, memory_length, 2, 8), random(2, memory_length, 2, 8), *other)
+    return random(2, length, 4, 8), own, keys, memory
+
+
+BLOCKWISE = {
+    "encoder, window of 512": (700, Window(255, 256), False),
+    "encoder, odd window": (520, Window(3, 3), False),
+    "encoder, global": (1100, Window(None, None), False),
+    "decoder, window of 512": (1030, Window(511, 0), True),
+    "decoder, window of one": (300, Window(0, 0), True),
+    "decoder, causal": (1024, Window(None, 0), True),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKWISE)
+def test_long_rows_by_blocks_equal_one_piece_in_value_and_gradient(case):
+    length, window, merged = BLOCKWISE[case]
+    query, own, keys, memory = long_rows(length, 450)
+    arrays = (query, keys.key, keys.value, memory.key, memory.value)
+    weights = np.random.default_rng(1).normal(size=query.shape).astype(np.float32)
+
+    def run(function):
+        def total(query, key, value, memory_key, memory_value):
+            crossed = memory._replace(key=memory_key, value=memory_value) if merged else None
+            near = keys._replace(key=key, value=value)
+            out = function(query, *own, near, crossed, window=window, scale=SCALE)
+            return jnp.sum(out * weights), out
+
+        return jax.jit(jax.grad(total, argnums=range(5 if merged else 3), has_aux=True))(*arrays)
+
+    gradients, out = run(attention)
+    expected_gradients, expected = run(reference_attention)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [Window(255, 256), Window(511, 0), Window(None, 0)])
+def test_no_array_of_all_queries_by_all_keys_is_ever_made(window):
+    length = 4096
+    query, own, keys, _ = long_rows(length, 450)
+
+    def total(query, key, value):
+        near = keys._replace(key=key, value=value)
+        return attention(query, *own, near, None, window=window, scale=SCALE).sum()
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query, keys.key, keys.value)
+    text = compiled.compile().as_text()
+    shapes = [
+        tuple(map(int, shape.split(",")))
+        for shape in re.findall(r"\b(?:f32|pred|s32)\[([\d,]+)\]", text)
+    ]
+    rows, heads, block = 2, 4, 512
+    most = length if window.left is None else 2 * block
+    assert max(np.prod(shape) for shape in shapes) <= rows * heads * block * most
