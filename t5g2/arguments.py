@@ -142,6 +142,11 @@ def cache(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="number of processes (default: one a core)"
     )
     parser.add_argument(
+        "--vision",
+        metavar="CHECKPOINT",
+        help="store what its vision tower makes of images, in place of the images",
+    )
+    parser.add_argument(
         "--runner", metavar="NAME", help="Apache Beam runner to write with, such as DirectRunner"
     )
     parser.add_argument(

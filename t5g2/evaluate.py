@@ -17,6 +17,7 @@ from t5g2.pretrained import load
 from t5g2.reporting.task_losses import TaskNames, regrouped
 from t5g2.training.metrics import MeanLoss
 from t5g2.training.step import jit_eval_step
+from t5g2.visual_tokens import check_tower
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     mesh = make_mesh(chosen.mesh)
     check_rows(mesh, chosen.train.rows, 1)
     corpus = open_corpus(chosen.corpus, pretrained.tokenizer, pretrained.config)
+    check_tower(corpus, pretrained.params)
     stream = row_stream(corpus, "heldout", chosen.data, chosen.train.rows)
     config = pretrained.config
     shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)

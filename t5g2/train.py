@@ -43,6 +43,7 @@ from t5g2.training.optimizer import make_optimizer
 from t5g2.training.schedule import make_schedule, warmup_steps
 from t5g2.training.state import state_shardings
 from t5g2.training.step import compile_train_step, jit_eval_step
+from t5g2.visual_tokens import check_tower
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,6 +130,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 with progress.stage("initialising"):
                     state = make_first_state(settings, optimizer, shardings)
                     cursors, totals = rows.start(), Totals()
+            check_tower(corpus, state.params)
             facts = {
                 "total_steps": total,
                 "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),

@@ -6,9 +6,9 @@ import functools
 import hashlib
 import itertools
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -32,6 +32,8 @@ MOST_OPEN = 4096 if _FILES == resource.RLIM_INFINITY else min(4096, max(_FILES *
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER = 32 * 1024
 
+Decoded = TypeVar("Decoded")
+
 
 def open_shard(path: Path) -> Any:
     """An ArrayRecord reader for random access.
@@ -52,20 +54,19 @@ def open_shard(path: Path) -> Any:
     return reader
 
 
-class CachedDocuments:
-    """The documents of one source in one split of a cache; a `TokenSource`.
+class CachedRecords:
+    """The records of one source in one split of a cache.
 
     Shards are opened when first read. Pickled, it carries only where they are, so that worker
     processes open their own; threads may share one.
     """
 
-    def __init__(self, directory: Path, shards: Sequence[Shard], dtype: np.dtype) -> None:
+    def __init__(self, directory: Path, shards: Sequence[Shard]) -> None:
         """Checks that every shard is there in full length.
 
         Args:
             directory: the cache.
             shards: the source's, in the order of its documents.
-            dtype: of the stored token ids.
 
         Raises:
             UserError: a shard is missing or has another size than the manifest says.
@@ -73,14 +74,19 @@ class CachedDocuments:
         for shard in shards:
             check_size(directory, shard)
         self._shards = [(str(directory / shard.file), shard.sha256) for shard in shards]
-        self._dtype = dtype
         # Number of the first document of each shard, and of one past the last.
         self._starts = [0, *itertools.accumulate(shard.documents for shard in shards)]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, index: int) -> Int32[np.ndarray, " n"]:
+    def read(self, index: int, decode: Callable[[bytes], Decoded]) -> Decoded:
+        """A record, decoded.
+
+        Raises:
+            IndexError: there is no such record.
+            UserError: a damaged shard; `decode` says so by a ValueError.
+        """
         if not 0 <= index < self._starts[-1]:
             raise IndexError(f"document {index} of {self._starts[-1]}")
         number = bisect.bisect_right(self._starts, index) - 1
@@ -89,10 +95,22 @@ class CachedDocuments:
         try:
             # A range of one: several times as fast as a list of one.
             (record,) = reader.read(place, place + 1)
-            return from_record(record, self._dtype)
+            return decode(record)
         except (RuntimeError, ValueError) as error:
             path = Path(self._shards[number][0])
             raise damaged(path, f"document {place} in it: {_first_line(error)}") from None
+
+
+class CachedDocuments(CachedRecords):
+    """The documents of one source in one split of a cache; a `TokenSource`."""
+
+    def __init__(self, directory: Path, shards: Sequence[Shard], dtype: np.dtype) -> None:
+        """Takes the dtype of the stored token ids; see `CachedRecords`."""
+        super().__init__(directory, shards)
+        self._decode = functools.partial(from_record, dtype=dtype)
+
+    def __getitem__(self, index: int) -> Int32[np.ndarray, " n"]:
+        return self.read(index, self._decode)
 
     def __iter__(self) -> Iterator[Int32[np.ndarray, " n"]]:
         return (self[i] for i in range(len(self)))

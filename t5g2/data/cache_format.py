@@ -1,6 +1,7 @@
 """What a cache of tokenised documents is on disk: its shards, their records, and the manifest.
 
 - `DIR/<split>/<source>-00000-of-00004.array_record`: a range of the source's documents.
+- `DIR/images/<source>-00000-of-00004.array_record`: images that its documents name by number.
 - `DIR/tokenizer/`: what they were tokenised with.
 - `DIR/token_counts.npz`: how often each token occurs in the training documents of each source.
 - `DIR/manifest.json`: written last; without it there is no cache.
@@ -21,6 +22,8 @@ from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
 
 FORMAT = 1
+# What stands in a manifest beside the splits: a source's images, each once.
+IMAGES = "images"
 MANIFEST = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
 TOKEN_COUNTS = "token_counts.npz"
@@ -87,7 +90,9 @@ class Manifest:
 
     def fingerprint(self, source: str) -> str:
         """Changes with any document of a source: 16 hexadecimal digits."""
-        sums = [shard.sha256 for sources in self.shards.values() for shard in sources[source]]
+        sums = [
+            shard.sha256 for sources in self.shards.values() for shard in sources.get(source, ())
+        ]
         return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
@@ -160,9 +165,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def to_record(tokens: Int[np.ndarray, " n"], dtype: np.dtype) -> bytes:
-    """A document as a record: CRC-32 of the token ids, little-endian, then the ids."""
-    body = tokens.astype(dtype).tobytes()
-    return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
+    """A document as a record: its token ids, little-endian."""
+    return sealed(tokens.astype(dtype).tobytes())
 
 
 def from_record(record: bytes, dtype: np.dtype) -> Int32[np.ndarray, " n"]:
@@ -171,8 +175,22 @@ def from_record(record: bytes, dtype: np.dtype) -> Int32[np.ndarray, " n"]:
     Raises:
         ValueError: the checksum does not match.
     """
+    return np.frombuffer(body_of(record), dtype).astype(np.int32)
+
+
+def sealed(body: bytes) -> bytes:
+    """A record: CRC-32 of what it holds, little-endian, then that."""
+    return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
+
+
+def body_of(record: bytes) -> memoryview:
+    """What a record holds.
+
+    Raises:
+        ValueError: the checksum does not match.
+    """
     body = memoryview(record)[_CRC_BYTES:]
     # Nothing at all would be right: the checksum of nothing is 0.
     if not record or zlib.crc32(body) != int.from_bytes(record[:_CRC_BYTES], "little"):
         raise ValueError("checksum mismatch")
-    return np.frombuffer(body, dtype).astype(np.int32)
+    return body

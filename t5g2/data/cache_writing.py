@@ -54,6 +54,22 @@ Report = Callable[[int, int], None]
 TokenCounts = Int[np.ndarray, " vocabulary"]
 
 
+class Written(NamedTuple):
+    """A document as a shard holds it.
+
+    Attributes:
+        record: its bytes.
+        tokens: how many it has.
+        characters: of its text.
+        counted: those of its tokens that are text.
+    """
+
+    record: bytes
+    tokens: int
+    characters: int
+    counted: Int[np.ndarray, " n"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
     """One source in one split.
@@ -66,7 +82,26 @@ class Part:
 
     split: str
     source: str
-    texts: Sequence[str]
+    texts: Sequence[Any]
+
+    def written(self, documents: range, tokenizer: Tokenizer, bad: BadRecords) -> Iterator[Written]:
+        """Some documents as shards hold them.
+
+        Args:
+            documents: their numbers.
+            tokenizer: what they are tokenised with.
+            bad: told of the records that have no text, whatever was found before.
+
+        Raises:
+            UserError: a document cannot be read or tokenised.
+        """
+        if isinstance(self.texts, Documents | SequentialDocuments):
+            self.texts.bad = bad
+        dtype = token_dtype(tokenizer.vocab_size)
+        for index in documents:
+            text = self.texts[index]
+            ids = encode(text, tokenizer)
+            yield Written(to_record(ids, dtype), len(ids), len(text), ids)
 
 
 class Todo(NamedTuple):
@@ -159,22 +194,18 @@ class CacheWriter:
         part = self.parts[todo.part]
         documents = shard_range(len(part.texts), todo.shard)
         bad = BadRecords(self.max_bad_records)
-        if isinstance(part.texts, Documents | SequentialDocuments):
-            part.texts.bad = bad  # counts this shard's alone, whatever was found before
-        dtype = token_dtype(self.tokenizer.vocab_size)
         counts = np.zeros(self.tokenizer.vocab_size, np.int64)
         uncounted = [np.zeros(0, np.int32)]
         characters = tokens = waiting = reported = checksum = 0
         with _new_shard(temporary) as add:
-            for done, index in enumerate(documents, start=1):
-                text = part.texts[index]
-                ids = encode(text, self.tokenizer)
-                record = to_record(ids, dtype)
-                add(record)
-                checksum = zlib.crc32(record, checksum)
-                characters, tokens = characters + len(text), tokens + len(ids)
-                uncounted.append(ids)
-                waiting += len(ids)
+            written = part.written(documents, self.tokenizer, bad)
+            for done, document in enumerate(written, start=1):
+                add(document.record)
+                checksum = zlib.crc32(document.record, checksum)
+                characters += document.characters
+                tokens += document.tokens
+                uncounted.append(document.counted)
+                waiting += len(document.counted)
                 if waiting > _COUNT_EVERY or done == len(documents):
                     counts += np.bincount(np.concatenate(uncounted), minlength=len(counts))
                     uncounted, waiting = [], 0

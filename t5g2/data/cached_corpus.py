@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5g2.data.cache import CachedDocuments, cache_tokenizer, read_token_counts
-from t5g2.data.cache_format import FORMAT, MANIFEST, Manifest, Plan, read_manifest
+from t5g2.data.cache import (
+    CachedDocuments,
+    CachedRecords,
+    cache_tokenizer,
+    read_token_counts,
+)
+from t5g2.data.cache_format import FORMAT, IMAGES, MANIFEST, Manifest, Plan, read_manifest
+from t5g2.data.cache_images import CachedImageTexts, check_images_plan
 from t5g2.data.counting import Counts, corpus_facts
+from t5g2.data.image_examples import feature_slot, pixel_slot
 from t5g2.data.sources.config import CorpusConfig
 from t5g2.data.sources.mixture_file import MixtureSpec, SourceSpec, read_mixture
-from t5g2.data.sources.opening import SPLITS
+from t5g2.data.sources.opening import SPLITS, check_reads_images
+from t5g2.data.sources.records import BadRecords
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
 from t5g2.models.config import ModelConfig
@@ -33,11 +41,14 @@ class CachedSource:
         spec: as the mixture file describes it.
         documents: of the splits "train" and "heldout", as tokens.
         content: checksum of all of them.
+        tower: fingerprint of the vision tower whose visual tokens stand in for images; None: there
+            are no such.
     """
 
     spec: SourceSpec
-    documents: dict[str, CachedDocuments]
+    documents: dict[str, CachedDocuments | CachedImageTexts]
     content: str
+    tower: str | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +59,7 @@ class CachedSource:
         """Changes with any document."""
         return self.content
 
-    def tokens(self, split: str, tokenizer: Tokenizer) -> CachedDocuments:
+    def tokens(self, split: str, tokenizer: Tokenizer) -> CachedDocuments | CachedImageTexts:
         """The documents of a split; the tokenizer has done its work."""
         return self.documents[split]
 
@@ -122,7 +133,9 @@ class OpenedCache:
                 ),
             }
             of_train = totals["train"]
-            counts = Counts(of_train["documents"], of_train["characters"], ids[source.name])
+            text = ids[source.name]
+            image_tokens = of_train["tokens"] - int(text.sum())
+            counts = Counts(of_train["documents"], of_train["characters"], text, image_tokens)
             train.append(counts)
         return corpus_facts(self.spec, by_source, train)
 
@@ -133,6 +146,7 @@ def cache_plan(
     tokenizer: "TokenizerConfig",
     fingerprints: Mapping[str, str],
     names: tuple[str, ...],
+    images: Plan | None = None,
 ) -> Plan:
     """What a cache is made from; see `Manifest`.
 
@@ -142,6 +156,7 @@ def cache_plan(
         tokenizer: what they are tokenised with.
         fingerprints: of the sources' files, by name.
         names: the sources that are cached.
+        images: what their images depend on, if there are any.
 
     Raises:
         UserError: the tokenizer that is named cannot be read.
@@ -157,6 +172,7 @@ def cache_plan(
         "tokenizer": made,
         "fingerprint": dict(fingerprints),
         **settings,
+        **(images or {}),
     }
 
 
@@ -166,24 +182,35 @@ def open_cache(config: CorpusConfig, model: ModelConfig | None = None) -> Opened
     The sources and their rates are those of the mixture file, where the run names one, and else
     those that the cache was made with.
 
+    Args:
+        config: names it.
+        model: reads the images that it may have.
+
     Raises:
         UserError: no complete cache, one that lacks a source or was made with other settings than
-            the run's, or missing or damaged files.
+            the run's or for a model that reads images otherwise, or missing or damaged files.
     """
     directory = Path(str(config.cache)).expanduser()
     manifest = read_manifest(directory)
     _refuse_others(directory, "corpus", config, manifest.plan["corpus"])
     spec = _spec(directory, manifest) if config.mixture is None else read_mixture(config)
+    bad = BadRecords(config.max_bad_records)
     return OpenedCache(
         directory=directory,
         manifest=manifest,
         spec=spec,
-        sources=tuple(_source(directory, manifest, source) for source in spec.sources),
+        sources=tuple(_source(directory, manifest, source, model, bad) for source in spec.sources),
         tokenizer=cache_tokenizer(directory, manifest.tokenizer),
     )
 
 
-def _source(directory: Path, manifest: Manifest, spec: SourceSpec) -> CachedSource:
+def _source(
+    directory: Path,
+    manifest: Manifest,
+    spec: SourceSpec,
+    model: ModelConfig | None,
+    bad: BadRecords,
+) -> CachedSource:
     if spec.name not in manifest.shards["train"]:
         raise UserError(
             f"{spec.where('name')}: the cache {directory} has no such source; it has "
@@ -191,13 +218,26 @@ def _source(directory: Path, manifest: Manifest, spec: SourceSpec) -> CachedSour
         )
     dtype = np.dtype(manifest.tokenizer["dtype"])
     shards = {split: manifest.shards[split][spec.name] for split in SPLITS}
-    return CachedSource(
-        spec=spec,
-        documents={
-            split: CachedDocuments(directory, found, dtype) for split, found in shards.items()
-        },
-        content=manifest.fingerprint(spec.name),
-    )
+    content = manifest.fingerprint(spec.name)
+    documents: dict[str, CachedDocuments | CachedImageTexts] = {
+        split: CachedDocuments(directory, found, dtype) for split, found in shards.items()
+    }
+    if spec.name not in manifest.shards.get(IMAGES, {}):
+        return CachedSource(spec=spec, documents=documents, content=content)
+    check_reads_images(spec.where("format"), model)
+    assert model is not None
+    if spec.denoisers is not None:
+        raise UserError(f"{spec.where('denoisers')}: the source has images: leave it out")
+    tower = check_images_plan(directory, manifest.plan, model)
+    slot = pixel_slot(model) if tower is None else feature_slot(model)
+    images = CachedRecords(directory, manifest.shards[IMAGES][spec.name])
+    documents = {
+        split: CachedImageTexts(
+            spec.name, CachedRecords(directory, found), images, dtype, slot, bad
+        )
+        for split, found in shards.items()
+    }
+    return CachedSource(spec=spec, documents=documents, content=content, tower=tower)
 
 
 def _spec(directory: Path, manifest: Manifest) -> MixtureSpec:

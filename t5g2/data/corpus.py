@@ -86,6 +86,12 @@ class Corpus:
             "source_bad_records": {name: facts["bad_records"] for name, facts in sources.items()},
         }
 
+    @property
+    def tower(self) -> str | None:
+        """Fingerprint of the vision tower whose visual tokens it has in place of images, if so."""
+        cached = (source for source in self.sources if isinstance(source, CachedSource))
+        return next((source.tower for source in cached if source.tower is not None), None)
+
     def weights(self) -> dict[str, float]:
         """The weight of each source in the mixture."""
         sizes = {

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Int
 
 from t5g2.data.ul2 import Denoiser, Example, SpecialTokens
+from t5g2.models.config import ModelConfig
 
 Tokens = Int[np.ndarray, " n"]
 
@@ -42,6 +44,21 @@ class ImageSlot(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+
+
+def pixel_slot(model: ModelConfig) -> ImageSlot:
+    """What a batch holds of an image that the tower is yet to read."""
+    assert model.vision is not None
+    size = model.vision.image_size
+    return ImageSlot("images", (size, size, 3), np.dtype(np.uint8))
+
+
+def feature_slot(model: ModelConfig) -> ImageSlot:
+    """What a batch holds of an image that the tower has read."""
+    vision = model.vision
+    assert vision is not None
+    shape = (vision.tokens_per_image, vision.hidden_size)
+    return ImageSlot("image_features", shape, np.dtype(ml_dtypes.bfloat16))
 
 
 class ImageExamples(Protocol):

@@ -24,7 +24,6 @@ import numpy as np
 from t5g2.data.corpus import Corpus, reopen_corpus
 from t5g2.data.mixture import DataConfig, Mixture, Source, check_lengths
 from t5g2.data.sampling import key
-from t5g2.data.sources.image_text import ImageDocuments
 from t5g2.data.sources.opening import AnyDocuments, TextSource
 from t5g2.data.ul2 import Denoiser, SpecialTokens, philox
 from t5g2.data.vocabularies import seqio_vocabulary
@@ -71,7 +70,7 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
             "corpus.path or corpus.mixture, without corpus.cache"
         )
     for source in corpus.sources:
-        if isinstance(source.documents["train"], ImageDocuments):
+        if isinstance(source, TextSource) and source.has_images:
             raise UserError(f"source {source.name} has images: there are no seqio Tasks of these")
     mixture = corpus.mixture("train", config)
     check_lengths(mixture, config.inputs_length, config.targets_length)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from t5g2.data.image_examples import NOTHING, ImageExample, ImageSlot, Tokens
+from t5g2.data.image_examples import NOTHING, ImageExample, Tokens, pixel_slot
 from t5g2.data.images import (
     START_OF_IMAGE,
     check_image_count,
@@ -180,9 +180,7 @@ class ImageTexts:
         check_image_pieces(tokenizer, documents.model)
         self.documents = documents
         self.tokenizer = tokenizer
-        vision = documents.model.vision
-        assert vision is not None
-        self.slot = ImageSlot("images", (vision.image_size,) * 2 + (3,), np.dtype(np.uint8))
+        self.slot = pixel_slot(documents.model)
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -65,6 +65,11 @@ class TextSource:
         """Whether its documents come in their own order only."""
         return self.documents["train"].sequential
 
+    @property
+    def has_images(self) -> bool:
+        """Whether its documents are images with text."""
+        return isinstance(self.records, ImageRecords)
+
     def fingerprint(self) -> str:
         """Changes with the files, as far as that can be told without reading them."""
         return self.records.fingerprint()
