@@ -166,9 +166,12 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--run_dir", metavar="DIR", help="the run whose data it is; or give --gin_file"
     )
-    data.add_argument("--examples", type=int, default=2, metavar="N", help="of each denoiser")
+    data.add_argument(
+        "--examples", type=int, default=2, metavar="N", help="of each denoiser and each source"
+    )
     data.add_argument("--batches", type=int, default=16, metavar="N", help="to take statistics of")
     data.add_argument("--split", choices=("train", "heldout"), default="train")
+    data.add_argument("--html", metavar="FILE", help="write a page there, instead of text")
     add_gin_arguments(data)
     config = parts.add_parser("config", help="every setting with its value; parameter counts")
     add_gin_arguments(config)

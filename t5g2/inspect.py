@@ -8,13 +8,17 @@ import jax
 from t5g2 import settings
 from t5g2.checkpoints.store import array_shapes, read_meta
 from t5g2.data.cache_format import TOKENIZER_DIR
-from t5g2.data.corpus import open_corpus, reopen_corpus
-from t5g2.data.inspection import describe
+from t5g2.data.corpus import Corpus, open_corpus, reopen_corpus
+from t5g2.data.inspection import SourceFacts, summarise
+from t5g2.data.sources.opening import TextSource
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
+from t5g2.files import write_atomically
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
 from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import parameter_shardings
+from t5g2.reporting.data_page import as_page
+from t5g2.reporting.data_text import as_text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +34,7 @@ def _data(args: argparse.Namespace) -> str:
     if args.run_dir is not None:
         run_dir = Path(args.run_dir)
         chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
-        corpus = reopen_corpus(chosen.corpus, run_dir)
+        corpus = reopen_corpus(chosen.corpus, run_dir, chosen.model)
     else:
         chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
         path, cache = chosen.tokenizer.path, chosen.corpus.cache
@@ -40,16 +44,40 @@ def _data(args: argparse.Namespace) -> str:
                 "--gin.tokenizer.path"
             )
         tokenizer = load_tokenizer(Path(path or f"{cache}/{TOKENIZER_DIR}"))
-        corpus = open_corpus(chosen.corpus, tokenizer)
-    return describe(
-        corpus.mixture(args.split, chosen.data),
+        corpus = open_corpus(chosen.corpus, tokenizer, chosen.model)
+    data = chosen.data
+    summary = summarise(
+        corpus.mixture(args.split, data),
         corpus.tokenizer,
         rows=chosen.train.rows,
-        inputs_length=chosen.data.inputs_length,
-        targets_length=chosen.data.targets_length,
-        seed=chosen.data.seed,
+        inputs_length=data.inputs_length,
+        targets_length=data.targets_length,
+        images_per_row=data.images_per_row,
+        seed=data.seed,
         examples=args.examples,
         batches=args.batches,
+        total_steps=chosen.train.total_steps if args.split == "train" else None,
+        about=lambda name: _about(corpus, name, args.split),
+    )
+    if args.html is None:
+        return as_text(summary)
+    page = Path(args.html)
+    try:
+        write_atomically(page, as_page(summary, Path(args.run_dir or args.gin_file[-1]).stem))
+    except OSError as error:
+        raise UserError(f"--html {page} cannot be written: {error.strerror}") from None
+    return f"{page}: open it in a browser"
+
+
+def _about(corpus: Corpus, name: str, split: str) -> SourceFacts:
+    """What a corpus knows of a source; its bad records are those that were met so far."""
+    (source,) = (source for source in corpus.sources if source.name == name)
+    counted = corpus.facts.get("sources", {}).get(name)
+    met = source.bad.count(name) if isinstance(source, TextSource) else 0
+    return SourceFacts(
+        language=source.spec.language,
+        tokens=counted and counted[split]["tokens"],
+        bad_records=max(met, counted["bad_records"] if counted else 0),
     )
 
 

@@ -88,12 +88,12 @@ def _section(history: RunHistory, names: TaskNames, by: By) -> str:
         )
     chart = report_charts.losses_by(by, drawn, train, last)
     return (
-        f'<div class="middle">{chart}</div>{_table(history, by, groups)}'
+        f'<div class="middle">{chart}</div>{_table(history, by, groups, drawn)}'
         f'<p class="note">{" ".join(notes)}</p>'
     )
 
 
-def _table(history: RunHistory, by: By, groups: list[_Group]) -> str:
+def _table(history: RunHistory, by: By, groups: list[_Group], drawn: list[str]) -> str:
     columns = {
         by: [group.name for group in groups],
         **(_source_columns(history, groups) if by == "source" else {}),
@@ -102,7 +102,7 @@ def _table(history: RunHistory, by: By, groups: list[_Group]) -> str:
         "training": [_loss(group.training) for group in groups],
         "held-out, last": [_loss(group.last) for group in groups],
         "held-out, averaged": [_loss(group.averaged) for group in groups],
-        "over the run": _sparklines(groups),
+        "over the run": _sparklines(groups, drawn),
     }
     heads = list(columns)
     words = {0, *(i for i, head in enumerate(heads) if head in ("language", "over the run"))}
@@ -131,7 +131,8 @@ def _source_columns(history: RunHistory, groups: list[_Group]) -> dict[str, list
     }
 
 
-def _sparklines(groups: list[_Group]) -> list[str]:
+def _sparklines(groups: list[_Group], drawn: list[str]) -> list[str]:
+    """A small curve of each group, in its colour in the chart if it is drawn there."""
     values = [y for group in groups for _, y in (*group.line, *group.dots) if y > 0]
     if not values:
         return [""] * len(groups)
@@ -146,10 +147,10 @@ def _sparklines(groups: list[_Group]) -> list[str]:
             logs(group.dots),
             low,
             high,
-            report_charts.colour(index),
+            report_charts.colour(drawn.index(group.name)) if group.name in drawn else "soft",
             f"loss of {group.name} over the run",
         )
-        for index, group in enumerate(groups)
+        for group in groups
     ]
 
 
