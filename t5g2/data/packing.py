@@ -101,7 +101,7 @@ class RowStream:
         self.cursor_length = 1 + 2 * len(mixture.sources)
         self._choose = TaskChoice(mixture.rates, seed)
         self._order_seeds = [key("order", seed, source.name) for source in mixture.sources]
-        self._noise_seed = key("noise", seed)
+        self._noise = Philox(key("noise", seed))
         self._smallest_piece = max(int((inputs_length + targets_length) * SMALLEST_PIECE), 2)
         sizes = {
             denoiser: Sizes(denoiser, self.room, mixture.special)
@@ -145,7 +145,6 @@ class RowStream:
         inputs_left, targets_left = self.room
         slots_left = 0 if self.images is None else self.images.per_row
         pieces: list[Piece] = []
-        noise = Philox(self._noise_seed)
         j = int(cursor[0])
         number, following = self._choose(row, j), self._choose(row, j + 1)
         while True:
@@ -173,7 +172,7 @@ class RowStream:
                     return pieces, cursor
                 length = min(remaining, fair)
                 example = task.denoiser(
-                    content[start : start + length], noise(row, j), self.mixture.special
+                    content[start : start + length], self._noise(row, j), self.mixture.special
                 )
                 piece = Piece(number, document, start, length, example)
             pieces.append(piece)

@@ -8,6 +8,7 @@ from jaxtyping import Float64
 
 _BITS = 32
 _ROUNDS = 6
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def key(*parts: object) -> int:
@@ -47,7 +48,9 @@ def low_discrepancy(index: int, shift: int) -> float:
     Any stretch of it covers [0, 1) evenly, so a task of rate p gets p of the examples not only on
     average but to within a few examples at any time.
     """
-    reversed_bits = int(f"{index & 0xFFFFFFFF:032b}"[::-1], 2)
+    # The bytes as they are, little end first, read as big end first: their order is reversed.
+    octets = (index & 0xFFFFFFFF).to_bytes(4, "little").translate(_REVERSED)
+    reversed_bits = int.from_bytes(octets, "big")
     return ((reversed_bits + shift) & 0xFFFFFFFF) / 2**_BITS
 
 

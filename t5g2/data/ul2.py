@@ -1,6 +1,8 @@
 """UL2 denoisers (arXiv:2205.05131, section 3.1) in plain numpy: tokens in, examples out."""
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +12,7 @@ from jaxtyping import Int, UInt64
 from t5g2.errors import UserError
 
 Tokens = Int[np.ndarray, " n"]
-# Draws that many random 64-bit integers.
+# Gives the first so many of an example's random 64-bit integers.
 Bits = Callable[[int], UInt64[np.ndarray, " n"]]
 
 
@@ -44,17 +46,25 @@ class Philox:
     """
 
     def __init__(self, seed: int) -> None:
+        self._seed = seed
         self._generator = np.random.Philox(key=seed)
         self._state = self._generator.state
+        self._lock = threading.Lock()  # of the generator, which threads share
+
+    def __reduce__(self) -> Any:
+        return Philox, (self._seed,)
 
     def __call__(self, *counter: int) -> Bits:
-        """The bits at `counter`, to be drawn before those at another one are asked for."""
-        # Setting the state costs a fifth of making a generator.
-        self._state["state"]["counter"] = np.array(
-            [0, *counter, *[0] * (3 - len(counter))], np.uint64
-        )
-        self._generator.state = self._state
-        return cast(Bits, self._generator.random_raw)
+        """The bits at `counter`."""
+        return functools.partial(self._bits, counter)
+
+    def _bits(self, counter: tuple[int, ...], count: int) -> UInt64[np.ndarray, " count"]:
+        words = np.array([0, *counter, *[0] * (3 - len(counter))], np.uint64)
+        with self._lock:
+            # Setting the state costs a fifth of making a generator.
+            self._state["state"]["counter"] = words
+            self._generator.state = self._state
+            return cast(Any, self._generator.random_raw(count))
 
 
 def philox(seed: int, *counter: int) -> Bits:
@@ -159,9 +169,10 @@ class Denoiser:
         if self.mean_span is None:
             kept = np.array([length - hidden])
         else:
-            before[1:] = _cuts(hidden, spans, bits)
+            keys = bits(length)
+            before[1:] = _cuts(keys[: hidden - 1], spans)
             # The outer gaps may be empty, so that either end of a piece may be hidden.
-            kept = _cuts(length - hidden + 2, spans + 1, bits) - 1
+            kept = _cuts(keys[hidden - 1 :], spans + 1) - 1
         edges = np.zeros(length + 1, np.int8)
         edges[kept + before] = 1
         edges[kept[:-1] + before[1:]] = -1  # spans never touch: no edge is two
@@ -183,20 +194,24 @@ def _interleave(
     out: Tokens, tokens: Tokens, sentinels: Tokens, places: Int[np.ndarray, " spans"]
 ) -> None:
     """Fills `out` with tokens, and with sentinels at their places."""
-    is_token = np.ones(len(out), bool)
-    is_token[places] = False
-    out[is_token] = tokens
+    is_sentinel = np.zeros(len(out), bool)
+    is_sentinel[places] = True
+    out[~is_sentinel] = tokens
     out[places] = sentinels
 
 
-def _cuts(total: int, parts: int, bits: Bits) -> Int[np.ndarray, " parts-1"]:
-    """Where to cut a line of length `total` into `parts` of at least 1: uniformly random."""
+def _cuts(keys: UInt64[np.ndarray, " total-1"], parts: int) -> Int[np.ndarray, " parts-1"]:
+    """Where to cut a line into `parts` of at least 1: uniformly random.
+
+    Args:
+        keys: a random one for each place to cut; the line is one longer.
+        parts: how many.
+    """
     if parts == 1:
         return np.zeros(0, np.int64)
-    # The smallest of as many random keys as there are places to cut: a uniform subset.
-    keys = bits(total - 1)
+    # The places of the smallest keys are a uniform subset.
     largest = np.partition(keys, parts - 2)[parts - 2]
-    return np.flatnonzero(keys <= largest)[: parts - 1] + 1
+    return (keys <= largest).nonzero()[0][: parts - 1] + 1
 
 
 class Sizes:
