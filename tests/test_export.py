@@ -9,6 +9,7 @@ from small_run import write_corpus, write_recipe
 import t5g2
 from t5g2 import cli, settings
 from t5g2.data.corpus import open_corpus
+from t5g2.pretrained import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_logits_on_held_out_text_are_equal(exported, theirs, heldout_examples):
 def test_greedy_generation_is_equal_token_for_token(exported, theirs, heldout_examples):
     model, batch = t5g2.load(exported), heldout_examples
     prompts = [ids[mask == 1] for ids, mask in zip(batch["input_ids"], batch["mask"], strict=True)]
-    ours = model.generate_ids(prompts, 48)
+    ours = model.generate_ids([Prompt(ids) for ids in prompts], 48)
     for prompt, made in zip(prompts, ours, strict=True):
         reference = theirs.generate(
             torch.tensor(prompt[None]), max_new_tokens=48, do_sample=False, num_beams=1

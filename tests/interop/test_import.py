@@ -19,7 +19,7 @@ from t5g2.checkpoints.store import read_arrays, read_meta
 from t5g2.data.corpus import reopen_corpus, row_stream
 from t5g2.evaluation import HeldOut
 from t5g2.initialization import make_first_state, starting_tokenizer
-from t5g2.interop.names import VISION_PREFIXES, canonical
+from t5g2.interop.names import canonical
 from t5g2.interop.tokenizer import export_tokenizer
 from t5g2.models.t5gemma2 import logical_axes
 from t5g2.parallel.mesh import make_mesh
@@ -59,31 +59,46 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def text_tensors(directory):
-    tensors = load_file(directory / "model.safetensors")
-    named = {canonical(key): tensor for key, tensor in tensors.items()}
-    return {key: named[key] for key in named if not key.startswith(VISION_PREFIXES)}
+def tensors_of(directory):
+    """Name, as `save_pretrained` spells it, to tensor, from one file or shards."""
+    files = [load_file(file) for file in sorted(directory.glob("*.safetensors"))]
+    return {canonical(key): tensor for tensors in files for key, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def assert_same_bits(before, after):
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype, key
+        assert torch.equal(tensor.view(torch.uint8), after[key].view(torch.uint8)), key
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "100KB"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_t5gemma_2_comes_back_from_a_round_trip_bit_for_bit(
-    dtype, tiny_tokenizer, tmp_path, monkeypatch
+    dtype, shard_size, tiny_tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(reference, "VOCABULARY", ROWS)
     source, checkpoint, out = (tmp_path / name for name in ("source", "checkpoint", "out"))
-    reference.random_model(0).to(getattr(torch, dtype)).save_pretrained(source)
+    model = reference.random_model(0, vision=True, layers=2, width=32).to(getattr(torch, dtype))
+    model.save_pretrained(source, max_shard_size=shard_size)
+    assert (len(list(source.glob("*.safetensors"))) > 2) == (shard_size == "100KB")
     export_tokenizer(tiny_tokenizer, source)
     assert cli.main(["import", str(source), "--out", str(checkpoint)]) == 0
-    export = ["export", "--checkpoint", str(checkpoint), "--out", str(out), "--dtype", dtype]
-    assert cli.main(export) == 0
-    before, after = text_tensors(source), text_tensors(out)
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert tensor.dtype == after[key].dtype == getattr(torch, dtype)
-        assert torch.equal(tensor.view(torch.uint8), after[key].view(torch.uint8)), key
+    assert cli.main(["export", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    assert_same_bits(tensors_of(source), tensors_of(out))
     assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
-    _, info = reference.load_model(out, output_loading_info=True)
+    theirs, info = reference.load_model(out, dtype="auto", output_loading_info=True)
     assert not any(info.values()), info
+    assert theirs.dtype == getattr(torch, dtype)
+
+
+def test_export_rounds_to_the_dtype_that_is_asked_for(gemma, imported, tmp_path):
+    out = tmp_path / "half"
+    flags = ["--checkpoint", str(imported), "--out", str(out), "--dtype", "bfloat16"]
+    assert cli.main(["export", *flags]) == 0
+    table = tensors_of(out)["model.encoder.embed_tokens.weight"]
+    exact = tensors_of(gemma)["model.embed_tokens.weight"]
+    assert torch.equal(table, exact.to(torch.bfloat16))
 
 
 def test_the_import_is_a_checkpoint_like_any_other(imported, tmp_path, capsys):
