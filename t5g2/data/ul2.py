@@ -164,15 +164,22 @@ class Denoiser:
                 f"the vocabulary has {len(special.sentinel_ids)}: shorten feature_lengths or use a "
                 "tokenizer with more sentinels"
             )
-        # How many tokens are hidden, and how many kept, before each hidden span.
-        before = np.zeros(spans, np.int64)
+        head = self.head(special)
+        inputs = np.empty(len(head) + length - hidden + spans, np.int32)
+        targets = np.empty(hidden + spans + 1, np.int32)
+        inputs[: len(head)] = head
+        targets[-1] = special.eos_id
+        left, right = inputs[len(head) :], targets[:-1]
         if self.mean_span is None:
-            kept = np.array([length - hidden])
-        else:
-            keys = bits(length)
-            before[1:] = _cuts(keys[: hidden - 1], spans)
-            # The outer gaps may be empty, so that either end of a piece may be hidden.
-            kept = _cuts(keys[hidden - 1 :], spans + 1) - 1
+            left[:-1], right[1:] = tokens[:-hidden], tokens[-hidden:]
+            left[-1] = right[0] = special.sentinel_ids.start
+            return Example(inputs, targets)
+        # How many tokens are hidden, and how many kept, before each hidden span.
+        keys = bits(length)
+        before = np.zeros(spans, np.int64)
+        before[1:] = _cuts(keys[: hidden - 1], spans)
+        # The outer gaps may be empty, so that either end of a piece may be hidden.
+        kept = _cuts(keys[hidden - 1 :], spans + 1) - 1
         edges = np.zeros(length + 1, np.int8)
         edges[kept + before] = 1
         edges[kept[:-1] + before[1:]] = -1  # spans never touch: no edge is two
@@ -180,13 +187,8 @@ class Denoiser:
         is_hidden = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
         numbers = np.arange(spans, dtype=np.int32)
         sentinels = numbers + np.int32(special.sentinel_ids.start)
-        head = self.head(special)
-        inputs = np.empty(len(head) + length - hidden + spans, np.int32)
-        inputs[: len(head)] = head
-        _interleave(inputs[len(head) :], tokens[~is_hidden], sentinels, kept + numbers)
-        targets = np.empty(hidden + spans + 1, np.int32)
-        targets[-1] = special.eos_id
-        _interleave(targets[:-1], tokens[is_hidden], sentinels, before + numbers)
+        _interleave(left, tokens[~is_hidden], sentinels, kept + numbers)
+        _interleave(right, tokens[is_hidden], sentinels, before + numbers)
         return Example(inputs, targets)
 
 
