@@ -54,6 +54,10 @@ def low_discrepancy(index: int, shift: int) -> float:
     return ((reversed_bits + shift) & 0xFFFFFFFF) / 2**_BITS
 
 
+# The golden ratio's fractional part, of 2**32.
+_GOLDEN = 0x9E3779B9
+
+
 class TaskChoice:
     """Picks the task of example j of row r by the tasks' rates."""
 
@@ -62,7 +66,7 @@ class TaskChoice:
         self._shift = key("task", seed)
 
     def __call__(self, row: int, index: int) -> int:
-        # Rows start at points that are themselves spread evenly.
-        row_shift = int(low_discrepancy(row, 0) * 2**_BITS)
+        # Rows start at points that are spread evenly, and off the lattice that examples walk on.
+        row_shift = row * _GOLDEN & 0xFFFFFFFF
         point = low_discrepancy(index, self._shift + row_shift)
         return bisect.bisect_right(self._bounds, point)

@@ -73,6 +73,21 @@ def test_rows_start_with_different_tasks_in_the_mixture_s_shares():
         assert np.abs(first - 64 * UL2_RATES).max() <= 2
 
 
+def test_few_examples_of_many_rows_reach_many_of_many_tasks():
+    rates = np.random.default_rng(0).lognormal(0, 1, 230)
+    rates /= rates.sum()
+    for seed in range(3):
+        choose = TaskChoice(rates, seed)
+        counts = np.zeros((512, 230))
+        for row, j in np.ndindex(512, 64):
+            counts[row, choose(row, j)] += 1
+        # Of 256 independent draws about 110 tasks are met.
+        assert np.count_nonzero(counts[:4].sum(0)) > 90
+        errors = counts.sum(0) - 512 * 64 * rates
+        # Independent draws would stray by about 3 * sqrt(32768 * 0.03) = 90.
+        assert np.abs(errors).max() < 25
+
+
 def test_another_seed_gives_another_sequence():
     sequences = {tuple(TaskChoice(UL2_RATES, s)(0, j) for j in range(64)) for s in range(10)}
     assert len(sequences) == 10
