@@ -8,8 +8,10 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from small_run import write_corpus, write_recipe
 from test_report import EVIL, Page
 
+from t5g2 import cli
 from t5g2.data.inspection import Lengths, Part, Shown, SourceFacts, summarise
 from t5g2.data.mixture import Mixture, Source
 from t5g2.data.sources import TokenizedTexts
@@ -105,3 +107,19 @@ def test_images_are_pictures_in_the_page_and_features_are_said(summary):
     assert [image.size for image in images] == [(160, 160)] * 2
     assert [image.getpixel((80, 80))[0] // 100 for image in images] == [0, 2]
     assert "1 images, stored as features" in text
+
+
+def test_the_job_writes_the_page_and_says_where(tiny_tokenizer, tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus", [text * 20 for text in TEXTS])
+    recipe = write_recipe(tmp_path / "recipe.gin", corpus)
+    out = tmp_path / "pages" / "data.html"
+    arguments = ["inspect", "data", "--gin_file", str(recipe), "--html", str(out)]
+    given = f"--gin.tokenizer.path={tiny_tokenizer.path}"
+    assert cli.main([*arguments, given, "--gin.data.inputs_length=256"]) == 0
+    assert capsys.readouterr().out == f"{out}: open it in a browser\n"
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "The first 16 batches: 64 rows of 256 inputs and 96 targets" in page.text
+    below_a_file = f"{recipe}/data.html"
+    arguments[-1] = below_a_file
+    assert cli.main([*arguments, given, "--gin.data.inputs_length=256"]) == 2
+    assert f"--html {below_a_file} cannot be written" in capsys.readouterr().err
