@@ -7,7 +7,8 @@ The documents are those of Python's standard library (or of --corpus), words and
 in memory as a cache's are. Each round times every way of making rows of T5Gemma 2's mixture in
 turn. Tokens are real ones, of both sides; padding does not count. "one core" is a single thread;
 the seqio pipeline uses all cores, so its speed by the second of CPU time is given, too. Documents
-are shorter than long rows: with --join they are laid end to end until they are three rows long.
+are shorter than long rows: with --join they are laid end to end until they are three rows long;
+with --cut N they are cut into short ones of at most N tokens.
 """
 
 import argparse
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--corpus", help="directory of text; default: Python's standard library")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 16384])
     parser.add_argument("--join", action="store_true", help="long documents, see above")
+    parser.add_argument("--cut", type=int, metavar="N", help="short documents, see above")
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="also with processes")
     parser.add_argument("--no_seqio", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
@@ -194,6 +196,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     everything = read_documents(args.corpus)
+    if args.cut is not None:
+        everything = [
+            tokens[at : at + args.cut]
+            for tokens in everything
+            for at in range(0, len(tokens), args.cut)
+        ]
     report = {}
     for length in args.lengths:
         documents = joined(everything, 3 * length) if args.join else everything
