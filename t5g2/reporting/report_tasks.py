@@ -94,23 +94,23 @@ def _section(history: RunHistory, names: TaskNames, by: By) -> str:
 
 
 def _table(history: RunHistory, by: By, groups: list[_Group], drawn: list[str]) -> str:
+    # The losses first: on a phone the columns behind them are out of sight.
     columns = {
         by: [group.name for group in groups],
-        **(_source_columns(history, groups) if by == "source" else {}),
-        "share of data": [_percent(group.share) for group in groups],
-        "target tokens": [_count(group.targets) for group in groups],
         "training": [_loss(group.training) for group in groups],
         "held-out, last": [_loss(group.last) for group in groups],
         "held-out, averaged": [_loss(group.averaged) for group in groups],
         "over the run": _sparklines(groups, drawn),
+        "share of data": [_percent(group.share) for group in groups],
+        "target tokens": [_count(group.targets) for group in groups],
+        **(_source_columns(history, groups) if by == "source" else {}),
     }
-    heads = list(columns)
-    words = {0, *(i for i, head in enumerate(heads) if head in ("language", "over the run"))}
+    words = (by, "over the run", "language")
     return table(
-        heads,
+        list(columns),
         list(zip(*columns.values(), strict=True)),
-        numbers=set(range(len(heads))) - words,
-        markup={len(heads) - 1},
+        numbers=[i for i, head in enumerate(columns) if head not in words],
+        markup=[list(columns).index("over the run")],
     )
 
 
@@ -120,7 +120,8 @@ def _source_columns(history: RunHistory, groups: list[_Group]) -> dict[str, list
         head: [(history.fact(name) or {}).get(group.name) for group in groups]
         for head, name in (
             ("language", "source_languages"),
-            ("tokens", "source_tokens"),
+            ("documents", "source_documents"),
+            ("tokens in all", "source_tokens"),
             ("bad records", "source_bad_records"),
         )
     }

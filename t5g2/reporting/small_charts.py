@@ -60,7 +60,8 @@ def histogram(counts: Sequence[int], edges: Sequence[float], unit: str, colour: 
         left, top = i * width, _SIDE - max(_SIDE * count / most, 1)
         text = f"{edges[i]:,.0f} to {edges[i + 1]:,.0f} {unit}: {count:,} ({count / total:.1%})"
         bars.append(
-            f'<g class="bars"><title>{escape(text)}</title><path d="M{left + 0.05 * width:.2f} {_SIDE}V{top:.1f}'
+            f'<g class="bars"><title>{escape(text)}</title>'
+            f'<path d="M{left + 0.05 * width:.2f} {_SIDE}V{top:.1f}'
             f'H{left + 0.95 * width:.2f}V{_SIDE}Z"/></g>'
         )
     said = f"{unit}: {total:,} examples, from {edges[0]:,.0f} to {edges[-1]:,.0f}"
