@@ -55,7 +55,8 @@ def write_image_mixture(home: Path, documents: list[str] | None = None) -> Path:
     write_pictures(home / "pictures")
     sources = ['[[source]]\nname = "pictures"\npath = "pictures"\nformat = "image_text"\n']
     if documents is not None:
-        lines = (json.dumps({"text": text}) for text in documents)
+        parts = (text[i : i + 2000] for text in documents for i in range(0, len(text), 2000))
+        lines = (json.dumps({"text": part}) for part in parts)
         (home / "text.jsonl").write_text("\n".join(lines) + "\n")
         sources.append('[[source]]\nname = "text"\npath = "text.jsonl"\nweight = 1.0\n')
     (home / "mixture.toml").write_text("".join(sources))
