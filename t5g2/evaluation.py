@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from t5g2.data.loader import RowBatches
 from t5g2.data.packing import RowStream
+from t5g2.parallel.hosts import own_rows, to_devices
 from t5g2.parallel.rules import batch_sharding
 from t5g2.training.metrics import MeanLoss, mean_loss
 from t5g2.training.step import DeviceBatch, LossSums
@@ -25,9 +26,12 @@ class HeldOut:
     ) -> None:
         self._tasks = [task.name for task in stream.tasks]
         self._eval_step = eval_step
-        rows = iter(RowBatches(stream, stream.start(), 0, stream.rows))
         sharding = batch_sharding(mesh)
-        self._batches = [jax.device_put(next(rows).batch, sharding) for _ in range(batches)]
+        first, count = own_rows(sharding, stream.rows)
+        rows = iter(RowBatches(stream, stream.start(), first, count))
+        self._batches = [
+            to_devices(sharding, next(rows).batch, stream.rows) for _ in range(batches)
+        ]
 
     def loss(self, params: Any) -> MeanLoss:
         """Mean loss of parameters on these batches."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from t5g2.checkpoints.average import write_average
-from t5g2.checkpoints.store import CheckpointStore
+from t5g2.checkpoints.store import CheckpointStore, read_arrays
 from t5g2.data.corpus import Corpus
 from t5g2.data.image_examples import ImageExample, ImagePrefix
 from t5g2.data.images import shortened
@@ -23,8 +23,9 @@ from t5g2.data.ul2 import Bits, Denoiser, Example, SpecialTokens, philox
 from t5g2.evaluation import HeldOut
 from t5g2.export import export_checkpoint
 from t5g2.files import write_atomically
+from t5g2.parallel import hosts
 from t5g2.pretrained import Prompt, load
-from t5g2.reporting.metrics_log import FILE_NAME, MetricsLog, read_metrics
+from t5g2.reporting.metrics_log import FILE_NAME, MetricsLog, NoLog, read_metrics
 from t5g2.reporting.plots import plot_loss
 from t5g2.reporting.progress import Progress
 from t5g2.reporting.report import write_report
@@ -56,7 +57,7 @@ def finish(
     store: CheckpointStore,
     heldout: HeldOut,
     params_shardings: Any,
-    log: MetricsLog,
+    log: MetricsLog | NoLog,
     progress: Progress,
 ) -> None:
     """Averages, evaluates, exports, fills in samples, and writes the summary, which ends the run.
@@ -70,9 +71,14 @@ def finish(
         progress.message(f"finish.average_last is {wanted} but only {len(steps)} checkpoints exist")
     result = run_dir / AVERAGED_DIR
     with progress.stage(f"averaging steps {', '.join(map(str, averaged))}"):
-        shutil.rmtree(result, ignore_errors=True)
-        params = write_average([store.path(step) for step in averaged], result)
+        if hosts.is_first():
+            shutil.rmtree(result, ignore_errors=True)
+            write_average([store.path(step) for step in averaged], result)
+        hosts.barrier("averaged")
+        params = read_arrays(result / "params")
     loss = heldout.loss(jax.device_put(params, params_shardings))
+    if not hosts.is_first():
+        return
     log.write("eval", step, split="heldout", weights="averaged", **loss._asdict())
     entropy = corpus.facts["unigram_entropy"]
     history = read_metrics(run_dir / FILE_NAME)

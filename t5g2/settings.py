@@ -13,6 +13,7 @@ from t5g2.data.mixture import DataConfig
 from t5g2.data.sources import CorpusConfig
 from t5g2.errors import UserError
 from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
+from t5g2.parallel.hosts import HostsConfig
 from t5g2.parallel.mesh import MeshConfig
 from t5g2.training.optimizer import OptimizerConfig
 from t5g2.training.schedule import ScheduleConfig
@@ -104,6 +105,7 @@ class Settings:
     schedule: ScheduleConfig
     train: TrainConfig
     mesh: MeshConfig
+    hosts: HostsConfig
     checkpoints: CheckpointConfig
     evaluation: EvaluationConfig
     finish: FinishConfig
@@ -140,7 +142,7 @@ MAY_CHANGE = frozenset(
         *(f"model.{name}" for name in EXECUTION_FIELDS),
         *(
             f"{section}.{field.name}"
-            for section in ("mesh", "checkpoints", "evaluation", "finish")
+            for section in ("mesh", "hosts", "checkpoints", "evaluation", "finish")
             for field in dataclasses.fields(SECTIONS[section])
         ),
     }

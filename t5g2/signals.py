@@ -24,6 +24,12 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def hear(self, number: int) -> bool:
+        """Takes the signal that some process has, 0 for none; returns whether to stop."""
+        if number:
+            self.signal = signal.Signals(number)
+        return bool(number)
+
     @property
     def exit_code(self) -> int:
         """What a shell makes of the signal, 128 + its number: the run is saved but not done."""

@@ -32,10 +32,11 @@ from t5g2.evaluation import HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
 from t5g2.initialization import load_teacher, make_first_state, starting_tokenizer
+from t5g2.parallel import hosts
 from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
-from t5g2.reporting.metrics_log import MetricsLog
-from t5g2.reporting.progress import Progress
+from t5g2.reporting.metrics_log import MetricsLog, NoLog
+from t5g2.reporting.progress import Nowhere, Progress
 from t5g2.settings import CONFIG_FILE, Settings, check_same_run, model_to_json, read_settings
 from t5g2.signals import StopRequest
 from t5g2.training.metrics import Meter, Totals
@@ -71,19 +72,22 @@ def train(settings: Settings, run_dir: Path) -> int:
 
     # ---- Devices
     configure_devices(settings.mesh)
+    hosts.start(settings.hosts)
     mesh = make_mesh(settings.mesh)
     check_rows(mesh, settings.train.rows, settings.train.accumulation)
 
-    with Progress(total) as progress:
+    with Progress(total, stream=None if hosts.is_first() else Nowhere()) as progress:
         # ---- Data
-        corpus, changes = _corpus(settings, run_dir, progress)
+        with hosts.first_goes_first("corpus"):
+            corpus, changes = _corpus(settings, run_dir, progress)
         accepted += changes
         rows, heldout_rows = (
             row_stream(corpus, "train", settings.data, settings.train.rows),
             row_stream(corpus, "heldout", settings.data, settings.train.rows),
         )
         _check_sizes(settings, corpus)
-        write_atomically(run_dir / CONFIG_FILE, settings.to_gin())
+        if hosts.is_first():
+            write_atomically(run_dir / CONFIG_FILE, settings.to_gin())
         tasks = [task.name for task in rows.tasks]
 
         # ---- Model
@@ -116,7 +120,7 @@ def train(settings: Settings, run_dir: Path) -> int:
 
         # ---- State: restored, or new
         store = CheckpointStore(run_dir / CHECKPOINTS_DIR, settings.checkpoints.keep)
-        log = MetricsLog(run_dir)
+        log = MetricsLog(run_dir) if hosts.is_first() else NoLog()
         with store, log:
             saved = store.steps()
             step = saved[-1] if saved else 0
@@ -155,8 +159,10 @@ def train(settings: Settings, run_dir: Path) -> int:
                 )
 
             # ---- The loop
-            loader = RowBatches(rows, cursors, 0, rows.rows, settings.data.workers)
             sharding = batch_sharding(mesh)
+            first, count = hosts.own_rows(sharding, rows.rows)
+            loader = RowBatches(rows, cursors, first, count, settings.data.workers)
+            agreed = hosts.Agreement(mesh)
             room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
             meter = Meter(tasks, room, schedule, totals)
             last = min(total, settings.train.stop_at or total)
@@ -169,12 +175,12 @@ def train(settings: Settings, run_dir: Path) -> int:
 
             def save() -> None:
                 meta = _checkpoint_meta(settings, rows, meter.totals())
-                store.save(state, jax.device_put(cursors, sharding), meta)
+                store.save(state, hosts.to_devices(sharding, cursors, rows.rows), meta)
 
             with closing(loader.prefetched()) as batches, StopRequest() as stop:
-                while step < last and stop.signal is None:
+                while step < last and not stop.hear(agreed(stop.signal or 0)):
                     batch, cursors = next(batches)
-                    batch = jax.device_put(batch, sharding)
+                    batch = hosts.to_devices(sharding, batch, rows.rows)
                     with jax.transfer_guard("disallow"):
                         state, metrics = train_step(state, batch)
                     step += 1
@@ -207,7 +213,8 @@ def train(settings: Settings, run_dir: Path) -> int:
                 progress.message(f"train.stop_at: saved step {step} of {total}")
             else:
                 finish(run_dir, settings, corpus, store, heldout, shardings.params, log, progress)
-        write_figures(run_dir)
+        if hosts.is_first():
+            write_figures(run_dir)
         progress.message(f"report: {run_dir / 'report.html'}")
     return stop.exit_code
 

@@ -143,9 +143,25 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state}
 
 
+def _by_one_process() -> ocp.options.MultiprocessingOptions:
+    """Orbax's option for what a process reads or writes without the others of its run."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+
+
+def _tree_checkpointer() -> ocp.Checkpointer:
+    alone = _by_one_process()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def read_arrays(item: Path) -> Any:
     """The arrays below one item of a checkpoint (`.../params`), as a tree of numpy arrays."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _tree_checkpointer() as checkpointer:
         structure = checkpointer.metadata(item.absolute()).item_metadata.tree
         return checkpointer.restore(
             item.absolute(), args=ocp.args.PyTreeRestore(restore_args=_as_numpy(structure))
@@ -154,7 +170,7 @@ def read_arrays(item: Path) -> Any:
 
 def open_arrays(item: Path) -> Any:
     """As `read_arrays`, but as lazy arrays, each of which is read when it is asked for."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _tree_checkpointer() as checkpointer:
         structure = checkpointer.metadata(item.absolute()).item_metadata.tree
 
     def lazy(path: Any, array: Any) -> LazyArray:
@@ -169,7 +185,7 @@ def _read_one(item: Path, keys: list[str]) -> Shaped[np.ndarray, "..."]:
     for key in reversed(keys):
         wanted = {key: wanted}
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=_as_numpy(wanted), partial_restore=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _tree_checkpointer() as checkpointer:
         (array,) = jax.tree.leaves(checkpointer.restore(item, args=args))
     return array
 
@@ -180,7 +196,7 @@ def _as_numpy(tree: Any) -> Any:
 
 def array_shapes(item: Path) -> list[tuple[str, tuple[int, ...], int]]:
     """Name, shape and number of elements of each array of an item, none of which is read."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _tree_checkpointer() as checkpointer:
         tree = checkpointer.metadata(item.absolute()).item_metadata.tree
     return [
         (
@@ -237,9 +253,13 @@ def write_parameters(checkpoint: Path, params: Any, meta: Mapping[str, Any]) -> 
         (LazyArray, one_by_one),
         (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns if it is missing.
     )
+    alone = _by_one_process()
     handler = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        meta=ocp.JsonCheckpointHandler(),
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        params=ocp.PyTreeCheckpointHandler(
+            type_handler_registry=registry, multiprocessing_options=alone
+        ),
+        meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
     )
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_CHUNK_BYTES),
@@ -248,7 +268,7 @@ def write_parameters(checkpoint: Path, params: Any, meta: Mapping[str, Any]) -> 
     # In a thread, which an interrupt stops between two chunks and not amid Orbax.
     with (
         _silent_orbax(),
-        ocp.Checkpointer(handler) as checkpointer,
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
         concurrent.futures.ThreadPoolExecutor(1) as thread,
     ):
         saving = thread.submit(checkpointer.save, saved.absolute(), args=items)

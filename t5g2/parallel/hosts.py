@@ -1,18 +1,20 @@
 """Several processes that train one model: how they meet, and which rows each of them feeds."""
 
+import contextlib
 import dataclasses
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5g2.errors import UserError
 
@@ -141,7 +143,40 @@ def is_first() -> bool:
 
 def barrier(name: str) -> None:
     """Waits until every process is here."""
-    multihost_utils.sync_global_devices(name)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def first_goes_first(name: str) -> Iterator[None]:
+    """Lets process 0 do what is within before the others do: they find it done."""
+    if not is_first():
+        barrier(name)
+    yield
+    if is_first():
+        barrier(name)
+
+
+class Agreement:
+    """Lets all processes act on what one of them knows, at the same step and without waiting.
+
+    What a process says at one call is what every process hears at the next: a value's way through
+    the devices overlaps with a step.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._heard: jax.Array | None = None
+
+    def __call__(self, value: int) -> int:
+        """Says `value`; returns the largest that any process said at the last call, at first 0."""
+        if jax.process_count() == 1:
+            return value
+        count = len(self._sharding.addressable_devices)
+        said = to_devices(self._sharding, np.full(count, value, np.int32), jax.device_count())
+        heard, self._heard = self._heard, self._largest(said)
+        return 0 if heard is None else int(heard)
 
 
 def own_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:

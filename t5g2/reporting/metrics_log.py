@@ -7,6 +7,7 @@ which of them count.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -131,6 +132,16 @@ class MetricsLog:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+
+
+class NoLog(contextlib.nullcontext[None]):
+    """In place of a `MetricsLog` in processes that write none."""
+
+    def start(self, step: int, **facts: Value) -> None:
+        """Does nothing."""
+
+    def write(self, kind: Kind, step: int, **values: Value) -> None:
+        """Does nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

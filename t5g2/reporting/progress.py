@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import sys
 import threading
@@ -24,6 +25,13 @@ _FIELDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("grad_norm", "grad {}", "{:.2f}".format),
     ("tokens_per_second", "{} tok/s", compact),
 )
+
+
+class Nowhere(io.StringIO):
+    """A stream that keeps nothing: for processes whose progress nobody is to see."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Progress:
