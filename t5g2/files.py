@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -55,13 +56,16 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Lets SIGTERM, too, end what runs within by an exception, so that it cleans up."""
+    """Lets SIGTERM end what runs within by an exception, as Ctrl-C does, so that it cleans up."""
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)
+    # JAX has a callback in the garbage collector; an exception raised while it runs is ignored.
+    gc.disable()
     try:
         yield
     finally:
+        gc.enable()
         signal.signal(signal.SIGTERM, before)
