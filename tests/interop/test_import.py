@@ -6,6 +6,7 @@ import shutil
 
 import gemma3_reference
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -222,8 +223,12 @@ def test_a_run_starts_with_the_loss_of_the_import_and_its_tokenizer(
     )
 
 
-def test_a_hugging_face_directory_of_t5gemma_2_is_a_start_too(recipe, imported, tmp_path, capsys):
-    says(capsys, "export", "--checkpoint", imported, "--out", tmp_path / "hf")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_hugging_face_directory_of_t5gemma_2_is_a_start_too(
+    dtype, recipe, imported, tmp_path, capsys
+):
+    flags = ("--out", tmp_path / "hf", "--dtype", dtype)
+    says(capsys, "export", "--checkpoint", imported, *flags)
     chosen = settings.read_settings([str(recipe)], [f"train.init_from='{tmp_path / 'hf'}'"])
     assert starting_tokenizer(chosen).path == str(tmp_path / "hf")
     given = dataclasses.replace(chosen.tokenizer, path="another.model")
@@ -231,7 +236,10 @@ def test_a_hugging_face_directory_of_t5gemma_2_is_a_start_too(recipe, imported, 
     optimizer = make_optimizer(chosen.optimizer, make_schedule(chosen.schedule, 2))
     shapes, shardings = state_shardings(chosen.model, optimizer, make_mesh(chosen.mesh))
     state = make_first_state(chosen, optimizer, shardings)
-    jax.tree.map(np.testing.assert_array_equal, state.params, read_arrays(imported / "params"))
+    given = jax.tree.map(
+        lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), read_arrays(imported / "params")
+    )
+    jax.tree.map(np.testing.assert_array_equal, state.params, given)
     assert jax.eval_shape(lambda: state) == shapes
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((state.step, state.opt_state)))
 
