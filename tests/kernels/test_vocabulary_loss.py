@@ -72,9 +72,9 @@ def test_distilled_losses_and_their_gradient_equal_those_of_torch(softcap):
         )
         return jnp.sum(losses[1] * weights), losses
 
-    gradient, (likelihoods, soft) = jax.jit(
-        jax.grad(weighted, argnums=(0, 1, 2, 3), has_aux=True)
-    )(hidden, table, teacher_hidden, teacher_table)
+    gradient, (likelihoods, soft) = jax.jit(jax.grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))(
+        hidden, table, teacher_hidden, teacher_table
+    )
     own, own_table = torch.tensor(hidden).requires_grad_(), torch.tensor(table).requires_grad_()
     out = own @ own_table.T
     out = out if softcap is None else softcap * torch.tanh(out / softcap)
