@@ -7,12 +7,13 @@ from pathlib import Path
 from t5g2 import settings
 from t5g2.checkpoints.store import open_arrays, read_meta
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
-from t5g2.files import new_directory, terminable
+from t5g2.files import new_directory
 from t5g2.interop.hf import write_hf
 from t5g2.interop.hf_config import WeightDtype
 from t5g2.interop.processor import image_pieces, write_processor
 from t5g2.interop.tokenizer import export_tokenizer
 from t5g2.models.config import ModelConfig
+from t5g2.signals import terminable
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import gc
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,20 +50,3 @@ def new_directory(path: Path) -> Iterator[Path]:
                 f"{path} was not written: {error.strerror}; make room, or name another place"
             ) from error
         raise
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Lets SIGTERM end what runs within by an exception, as Ctrl-C does, so that it cleans up."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    # JAX has a callback in the garbage collector; an exception raised while it runs is ignored.
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        signal.signal(signal.SIGTERM, before)

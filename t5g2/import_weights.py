@@ -9,12 +9,13 @@ from typing import Any
 from t5g2.checkpoints.store import package_versions, write_parameters
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
-from t5g2.files import new_directory, terminable
+from t5g2.files import new_directory
 from t5g2.interop import gemma3
 from t5g2.interop.hf import open_hf, read_hf_config
 from t5g2.interop.vision_transfer import with_tower
 from t5g2.models.config import ModelConfig
 from t5g2.settings import model_to_json
+from t5g2.signals import terminable
 from t5g2.training.metrics import Totals
 
 TOKENIZER_DIR = "tokenizer"

@@ -1,7 +1,10 @@
-"""Asking a run to stop: Ctrl-C and the scheduler's SIGTERM."""
+"""Asking a job to stop: Ctrl-C and the scheduler's SIGTERM."""
 
+import contextlib
+import gc
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 
@@ -39,3 +42,20 @@ class StopRequest:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM end what runs within by an exception, as Ctrl-C does, so that it cleans up."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    # JAX has a callback in the garbage collector; an exception raised while it runs is ignored.
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        signal.signal(signal.SIGTERM, before)
