@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from t5g2.errors import UserError
@@ -57,22 +59,27 @@ def configure_devices(config: MeshConfig) -> None:
             ) from None
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices.
+
+    Args:
+        config: its shape.
+        devices: what it is made of; None: the devices that jax runs on.
 
     Raises:
         UserError: the axes' sizes do not multiply to the number of devices.
     """
     sizes = [getattr(config, axis) for axis in MESH_AXES]
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and devices % known == 0:
-        sizes[sizes.index(-1)] = devices // known
-    if math.prod(sizes) != devices:
+    if -1 in sizes and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count:
         shape = ", ".join(f"{a}={getattr(config, a)}" for a in MESH_AXES)
-        raise UserError(f"mesh ({shape}) does not fit {devices} devices")
-    explicit = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=explicit)
+        raise UserError(f"mesh ({shape}) does not fit {count} devices")
+    # On a TPU torus a mesh axis may take a part of a physical one, or several of them.
+    ordered = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(ordered, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
 def check_rows(mesh: Mesh, rows: int, accumulation: int) -> None:

@@ -153,7 +153,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def compile_train_step(
+def trace_train_step(
     mesh: Mesh,
     shapes: TrainState,
     shardings: TrainState,
@@ -166,8 +166,8 @@ def compile_train_step(
     accumulation: int,
     images: ImageSlots | None = None,
     teacher: Teacher | None = None,
-) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
-    """`train_step` compiled for a mesh; the state it is given is consumed.
+) -> jax.stages.Traced:
+    """`train_step` for a mesh, traced; its arguments are state, batch and teacher.
 
     Args:
         mesh: the devices.
@@ -203,7 +203,14 @@ def compile_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    compiled = jitted.lower(shapes, batch_shapes, teacher).compile()
+    return jitted.trace(shapes, batch_shapes, teacher)
+
+
+def compile_train_step(
+    *args: Any, teacher: Teacher | None = None, **kwargs: Any
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
+    """What `trace_train_step` gives, compiled; the state it is given is consumed."""
+    compiled = trace_train_step(*args, teacher=teacher, **kwargs).lower().compile()
     return lambda state, batch: compiled(state, batch, teacher)
 
 
