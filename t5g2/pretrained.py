@@ -82,7 +82,8 @@ class Pretrained:
         """
         images = None
         if pixel_values is not None:
-            channels_last = np.moveaxis(np.asarray(pixel_values), 1, -1)
+            pixels = np.asarray(pixel_values)
+            channels_last = np.moveaxis(pixels, 1, -1) if pixels.ndim == 4 else pixels
             images = images_by_row(self.config, np.asarray(input_ids), channels_last)
         return _logits(self.model, input_ids, decoder_input_ids, attention_mask, images)
 
