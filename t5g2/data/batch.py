@@ -1,15 +1,17 @@
 """Packed arrays: what the train step is fed, under the field's names."""
 
-import functools
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-from t5g2.data.packing import ImageSlots, Piece, RowStream
+from t5g2.data.packing import Cut, ImageSlots, RowStream
+from t5g2.data.ul2 import spread
 
 Batch = dict[str, np.ndarray]
+# Rows are written together that have about so many places: arrays that stay in a core's cache.
+PLACES_AT_ONCE = 1 << 17
 
 
 def empty_batch(
@@ -58,40 +60,65 @@ def fill_rows(
         The cursors after them.
     """
     following = np.empty_like(cursors)
-    for i, cursor in enumerate(cursors):
-        pieces, following[i] = stream.next_row(first + i, cursor)
-        fill_row(batch, i, pieces, stream.mixture.special.bos_id)
-        if stream.images is not None:
-            _fill_images(batch, i, pieces, stream)
+    at_once = max(PLACES_AT_ONCE // sum(stream.room), 1)
+    for start in range(0, len(cursors), at_once):
+        rows = []
+        for i in range(start, min(start + at_once, len(cursors))):
+            cuts, following[i] = stream.cut_row(first + i, cursors[i])
+            rows.append(cuts)
+        some = {name: array[start : start + at_once] for name, array in batch.items()}
+        write_rows(some, stream, rows)
     return following
 
 
-def fill_row(batch: Batch, row: int, pieces: Sequence[Piece], bos_id: int) -> None:
-    """Writes the examples of one row, but for their images, into an empty one of `batch`."""
-    arrays = {name: array[row] for name, array in batch.items()}
-    positions = _counting(max(arrays["encoder_positions"].size, arrays["decoder_positions"].size))
-    decoder_inputs = arrays["decoder_input_tokens"]
-    s = t = 0
-    for segment, piece in enumerate(pieces, start=1):
-        inputs, targets = piece.example
-        left, right = slice(s, s + len(inputs)), slice(t, t + len(targets))
-        arrays["encoder_input_tokens"][left] = inputs
-        arrays["encoder_segment_ids"][left] = segment
-        arrays["encoder_positions"][left] = positions[: len(inputs)]
-        decoder_inputs[t] = bos_id
-        decoder_inputs[t + 1 : right.stop] = targets[:-1]
-        arrays["decoder_target_tokens"][right] = targets
-        arrays["decoder_segment_ids"][right] = segment
-        arrays["decoder_positions"][right] = positions[: len(targets)]
-        arrays["decoder_task_ids"][right] = piece.task
-        s, t = left.stop, right.stop
-    arrays["decoder_loss_weights"][:t] = 1.0
-    digest = zlib.crc32(np.array([piece[:4] for piece in pieces], np.int64).tobytes())
-    digest = zlib.crc32(arrays["encoder_input_tokens"], digest)
-    batch["row_digest"][row] = zlib.crc32(arrays["decoder_target_tokens"], digest)
+def write_rows(batch: Batch, stream: RowStream, rows: Sequence[Sequence[Cut]]) -> None:
+    """Writes rows of examples into an empty batch, with few calls of numpy for all of them.
+
+    Args:
+        batch: arrays of as many rows.
+        stream: what the cuts are of.
+        rows: the examples of each, at least one.
+    """
+    # Rows are contiguous: what is written to the flat arrays stands in the batch.
+    flat = {
+        name: batch[name].reshape(-1, copy=False)
+        for name in batch
+        if name.startswith(("encoder", "decoder"))
+    }
+    cuts = [cut for row in rows for cut in row]
+    counts = np.array([len(row) for row in rows])
+    last = np.cumsum(counts)
+    lengths = np.array([cut.lengths for cut in cuts])
+    tasks = np.array([cut.task for cut in cuts])
+    segments = np.arange(1, len(cuts) + 1) - np.repeat(last - counts, counts)
+    # Where examples begin: behind those before them in their rows.
+    ahead = np.cumsum(lengths, axis=0) - lengths
+    ahead -= np.repeat(ahead[last - counts], counts, axis=0)
+    begins = ahead + np.repeat(np.arange(len(rows)), counts)[:, None] * np.array(stream.room)
+    stream.write_examples(cuts, begins, flat["encoder_input_tokens"], flat["decoder_target_tokens"])
+    for side, at, sizes in zip(("encoder", "decoder"), begins.T, lengths.T, strict=True):
+        total = len(flat[f"{side}_positions"])
+        used = spread(segments.astype(np.int32), at, sizes, total)
+        flat[f"{side}_segment_ids"][:] = used
+        is_used = used > 0
+        positions = np.arange(total, dtype=np.int32) - spread(at.astype(np.int32), at, sizes, total)
+        np.multiply(positions, is_used, out=flat[f"{side}_positions"])
+    # Of the decoder, which is the last side.
+    flat["decoder_task_ids"][:] = spread(tasks.astype(np.int32), at, sizes, total)
+    flat["decoder_loss_weights"][:] = is_used
+    shifted = flat["decoder_input_tokens"]
+    np.multiply(flat["decoder_target_tokens"][:-1], is_used[1:], out=shifted[1:])
+    shifted[at] = stream.mixture.special.bos_id
+    examples = np.array([cut[:4] for cut in cuts], np.int64)
+    inputs, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+    for row, (stop, count) in enumerate(zip(last.tolist(), counts.tolist(), strict=True)):
+        digest = zlib.crc32(examples[stop - count : stop].data)
+        batch["row_digest"][row] = zlib.crc32(targets[row], zlib.crc32(inputs[row], digest))
+        if stream.images is not None:
+            _fill_images(batch, row, rows[row], stream)
 
 
-def _fill_images(batch: Batch, row: int, pieces: Sequence[Piece], stream: RowStream) -> None:
+def _fill_images(batch: Batch, row: int, pieces: Sequence[Cut], stream: RowStream) -> None:
     """Writes the images of a row's examples, and has its checksum speak of them too."""
     assert stream.images is not None
     slots = batch[stream.images.slot.name][row]
@@ -102,8 +129,3 @@ def _fill_images(batch: Batch, row: int, pieces: Sequence[Piece], stream: RowStr
             filled += piece.images
     digest = batch["row_digest"][row].item()
     batch["row_digest"][row] = zlib.crc32(slots[:filled].view(np.uint8), digest)
-
-
-@functools.cache
-def _counting(length: int) -> np.ndarray:
-    return np.arange(length, dtype=np.int32)

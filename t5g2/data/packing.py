@@ -1,5 +1,6 @@
 """Rows: endless streams of examples, packed on both sides, whose whole state is a few integers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Int
 from t5g2.data.image_examples import NOTHING, ImageExample, ImageExamples, ImagePrefix, ImageSlot
 from t5g2.data.mixture import Mixture, TokenSource, check_lengths
 from t5g2.data.sampling import TaskChoice, key, permute
-from t5g2.data.ul2 import Denoiser, Example, Philox, Sizes
+from t5g2.data.ul2 import Denoiser, Example, Job, Philox, Sizes, denoise
 from t5g2.errors import UserError
 
 # A row is closed when less than this share of it would fit as the next piece of a longer document.
@@ -41,6 +42,31 @@ class Piece(NamedTuple):
     length: int
     example: Example
     images: int = 0
+
+
+class Cut(NamedTuple):
+    """What a `Piece` is going to be: where it is cut, before it is denoised.
+
+    Attributes:
+        task: as a piece's.
+        document: as a piece's.
+        start: as a piece's.
+        length: as a piece's.
+        lengths: of the inputs and targets that it becomes.
+        content: what is to be denoised, or an example of images and text.
+    """
+
+    task: int
+    document: int
+    start: int
+    length: int
+    lengths: tuple[int, int]
+    content: Job | ImageExample
+
+    @property
+    def images(self) -> int:
+        """How many images the encoder sees with it."""
+        return self.content.images if isinstance(self.content, ImageExample) else 0
 
 
 class ImageSlots(NamedTuple):
@@ -141,68 +167,126 @@ class RowStream:
         Returns:
             The examples that stand in the row and the cursor after them.
         """
-        cursor = cursor.copy()
+        cuts, following = self.cut_row(row, cursor)
+        ends = np.cumsum([cut.lengths for cut in cuts], axis=0)
+        inputs, targets = (np.empty(length, np.int32) for length in ends[-1])
+        begins = ends - [cut.lengths for cut in cuts]
+        self.write_examples(cuts, begins, inputs, targets)
+        examples = [
+            Example(inputs[s:s_end], targets[t:t_end])
+            for (s, t), (s_end, t_end) in zip(begins.tolist(), ends.tolist(), strict=True)
+        ]
+        pieces = [
+            Piece(*cut[:4], example, cut.images)
+            for cut, example in zip(cuts, examples, strict=True)
+        ]
+        return pieces, following
+
+    def cut_row(self, row: int, cursor: Cursor) -> tuple[list[Cut], Cursor]:
+        """As `next_row`, but only what its pieces will be."""
+        places: list[int] = cursor.tolist()
         inputs_left, targets_left = self.room
         slots_left = 0 if self.images is None else self.images.per_row
-        pieces: list[Piece] = []
-        j = int(cursor[0])
-        number, following = self._choose(row, j), self._choose(row, j + 1)
+        cuts: list[Cut] = []
+        number, following = self._choose(row, places[0]), self._choose(row, places[0] + 1)
         while True:
             task, sizes = self.tasks[number], self._sizes[number]
-            place = cursor[1 + 2 * task.source :][:2]
-            document, content = self._document(task.source, row, place)
-            if isinstance(task.denoiser, ImagePrefix):
-                assert isinstance(content, ImageExample)
+            place = 1 + 2 * task.source
+            document, content = self._document(task.source, row, places, place)
+            what: Job | ImageExample
+            start = places[place + 1]
+            if isinstance(content, ImageExample):
+                assert isinstance(task.denoiser, ImagePrefix)
                 inputs, targets = task.denoiser.lengths(content, self.mixture.special)
                 # Alone it fits: `_read` has seen to that.
                 if inputs > inputs_left or targets > targets_left or content.images > slots_left:
-                    return pieces, cursor
+                    break
+                what, lengths = content, (inputs, targets)
                 length = remaining = len(content.ids)
-                start = 0
-                example = task.denoiser(content, self.mixture.special)
-                piece = Piece(number, document, start, length, example, content.images)
+                slots_left -= content.images
             else:
                 assert sizes is not None
-                assert isinstance(content, np.ndarray)
-                start = place.item(1)
+                assert isinstance(task.denoiser, Denoiser)
                 remaining = len(content) - start
                 most, fair = fair_length(sizes, self._sizes[following], inputs_left, targets_left)
                 # In very unequal room even the longest piece is small: a row is never left empty.
-                if pieces and most < min(remaining, self._smallest_piece):
-                    return pieces, cursor
+                if cuts and most < min(remaining, self._smallest_piece):
+                    break
                 length = min(remaining, fair)
-                example = task.denoiser(
-                    content[start : start + length], self._noise(row, j), self.mixture.special
-                )
-                piece = Piece(number, document, start, length, example)
-            pieces.append(piece)
-            inputs_left -= len(example.inputs)
-            targets_left -= len(example.targets)
-            slots_left -= piece.images
-            place[:] = (place.item(0) + 1, 0) if length == remaining else (place[0], start + length)
-            j += 1
-            cursor[0] = j
-            number, following = following, self._choose(row, j + 1)
+                lengths = inputs, targets = sizes.lengths(length)
+                tokens, bits = content[start : start + length], self._noise(row, places[0])
+                what = Job(task.denoiser, tokens, bits, lengths)
+            cuts.append(Cut(number, document, start, length, lengths, what))
+            inputs_left -= inputs
+            targets_left -= targets
+            if length == remaining:
+                places[place] += 1
+                places[place + 1] = 0
+            else:
+                places[place + 1] = start + length
+            places[0] += 1
+            number, following = following, self._choose(row, places[0] + 1)
+        return cuts, np.array(places, cursor.dtype)
 
-    def piece_images(self, piece: Piece) -> np.ndarray:
+    def write_examples(
+        self,
+        cuts: Sequence[Cut],
+        begins: Int[np.ndarray, "cuts 2"],
+        inputs: Int[np.ndarray, " inputs"],
+        targets: Int[np.ndarray, " targets"],
+    ) -> None:
+        """Writes the examples that cuts become.
+
+        Args:
+            cuts: in the order of their places.
+            begins: where the inputs and the targets of each begin.
+            inputs: int32 memory, of which nothing but the places of examples is touched.
+            targets: the same of the other side.
+        """
+        jobs, of_jobs = [], []
+        for i, cut in enumerate(cuts):
+            if isinstance(cut.content, Job):
+                jobs.append(cut.content)
+                of_jobs.append(i)
+                continue
+            prefix = self.tasks[cut.task].denoiser
+            assert isinstance(prefix, ImagePrefix)
+            example = prefix(cut.content, self.mixture.special)
+            for out, at, ids in zip((inputs, targets), begins[i], example, strict=True):
+                out[at : at + len(ids)] = ids
+        denoise(jobs, begins[of_jobs], self.mixture.special, inputs, targets)
+
+    def piece_images(self, piece: Piece | Cut) -> np.ndarray:
         """The images of a piece that has some, each as `images.slot` says."""
         examples = self._image_examples[self.tasks[piece.task].source]
         assert examples is not None
         return examples.images(piece.document)
 
-    def _document(self, source: int, row: int, place: Cursor) -> tuple[int, Content]:
-        """Number and content of the document at `place` = [draw, offset], past used-up ones."""
+    def _document(
+        self, source: int, row: int, places: list[int], place: int
+    ) -> tuple[int, Content]:
+        """Number and content of the current document; steps past used-up ones.
+
+        Args:
+            source: number of the source.
+            row: number of the row.
+            places: the row's cursor, changed where documents are passed over.
+            place: where the draw and the offset of the source stand in it.
+        """
         for _ in range(MOST_EMPTY_DOCUMENTS):
-            draw, offset = place.tolist()
+            draw = places[place]
             cached = self._current.get((row, source))
             if cached is None or cached[0] != draw:
                 number = self.document_number(source, row, draw)
                 cached = draw, number, self._read(source, number)
                 self._current[row, source] = cached
-            content = cached[2]
-            if offset < len(content.ids if isinstance(content, ImageExample) else content):
-                return cached[1:]
-            place[:] = draw + 1, 0
+            _, number, content = cached
+            if places[place + 1] < len(
+                content.ids if isinstance(content, ImageExample) else content
+            ):
+                return number, content
+            places[place] = draw + 1
+            places[place + 1] = 0
         raise UserError(
             f"source {self.mixture.sources[source].name}: {MOST_EMPTY_DOCUMENTS:,} documents in a "
             "row hold no text"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reconstruction import SPECIAL, numbered_documents, reconstruct
 
-from t5g2.data.batch import empty_batch, fill_row
+from t5g2.data.batch import empty_batch, fill_rows
 from t5g2.data.mixture import Mixture, Source
 from t5g2.data.packing import Piece, RowStream
 from t5g2.data.ul2 import T5GEMMA2_UL2, Denoiser
@@ -161,9 +161,11 @@ def test_packed_arrays_are_what_their_examples_say(mixture):
     stream = RowStream(mixture, 1, 256, 256, 0)
     cursor = stream.start()[0]
     for _ in range(20):
-        pieces, cursor = stream.next_row(0, cursor)
+        pieces, after = stream.next_row(0, cursor)
         batch = empty_batch(2, 256, 256)
-        fill_row(batch, 1, pieces, SPECIAL.bos_id)
+        second = {name: array[1:] for name, array in batch.items()}
+        (cursor,) = fill_rows(second, stream, 0, cursor[None])
+        np.testing.assert_array_equal(cursor, after)
         assert not any(array[0].any() for array in batch.values())
         row = {name: array[1] for name, array in batch.items()}
         for segment, piece in enumerate(pieces, start=1):
@@ -189,13 +191,30 @@ def test_packed_arrays_are_what_their_examples_say(mixture):
         )
 
 
+@pytest.mark.parametrize("room", [(256, 256), (600, 250)])
+def test_rows_made_together_are_those_made_one_by_one(mixture, room, monkeypatch):
+    stream = RowStream(mixture, 7, *room, 0)
+    cursors = stream.start()
+    for at_once in (1, 3, 100):
+        monkeypatch.setattr("t5g2.data.batch.PLACES_AT_ONCE", at_once * sum(room))
+        batch, alone = empty_batch(7, *room), empty_batch(7, *room)
+        following = fill_rows(batch, stream, 0, cursors)
+        for row in range(7):
+            own = {name: array[row : row + 1] for name, array in alone.items()}
+            after = fill_rows(own, stream, row, cursors[row : row + 1])
+            np.testing.assert_array_equal(after[0], following[row])
+        np.testing.assert_equal(batch, alone)
+        cursors = following
+
+
 def test_the_digest_tells_rows_apart(mixture):
     stream = RowStream(mixture, 1, 256, 256, 0)
-    rows = rows_of(stream, 30)[0]
-    batch = empty_batch(31, 256, 256)
-    for i, pieces in enumerate([*rows, rows[3]]):
-        fill_row(batch, i, pieces, SPECIAL.bos_id)
-    digests = batch["row_digest"].tolist()
+    cursors = [stream.start()]
+    digests = []
+    for i in range(31):
+        batch = empty_batch(1, 256, 256)
+        cursors.append(fill_rows(batch, stream, 0, cursors[i if i < 30 else 3]))
+        digests += batch["row_digest"].tolist()
     assert digests[30] == digests[3]
     assert len(set(digests)) == 30
 

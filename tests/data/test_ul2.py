@@ -184,6 +184,13 @@ def test_prefix_language_modelling_hides_the_end_whole():
     assert targets.tolist() == [10, 2002, 2003, 2004, 2005, 2006, 2007, 1]
 
 
+@pytest.mark.parametrize("denoiser", T5GEMMA2_UL2, ids=lambda d: d.name)
+def test_random_numbers_that_are_equal_change_no_count(denoiser):
+    inputs, targets = denoiser(piece_of(200), lambda n: np.full(n, 7, np.uint64), SPECIAL)
+    assert (len(inputs), len(targets)) == denoiser.lengths(200, SPECIAL)
+    assert reconstruct(inputs, targets, SPECIAL)[0] == piece_of(200).tolist()
+
+
 def test_every_mask_is_equally_likely():
     # 3 of 8 tokens in 2 spans: 2 ways to cut 3 into spans, (8 - 3 + 1 choose 2) = 15 ways to place
     # them, none touching. Nothing but the enumeration of all 2**8 masks says so here.

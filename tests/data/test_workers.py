@@ -77,7 +77,7 @@ def test_an_exception_in_a_process_is_raised_as_itself(kind):
     with pytest.raises(kind) as raised:
         take(RowBatches(stream, stream.start(), 0, 2, 1), 1)
     assert str(raised.value) == "document 0 of 3"
-    assert any("next_row" in note for note in raised.value.__notes__), "where it was raised"
+    assert any("cut_row" in note for note in raised.value.__notes__), "where it was raised"
 
 
 def test_an_exception_that_cannot_be_sent_is_told():

@@ -10,7 +10,7 @@ from image_corpus import EOI_ID, VISION, write_image_mixture
 
 from t5g2 import cache
 from t5g2.checkpoints.store import write_parameters
-from t5g2.data.batch import empty_batch, fill_row
+from t5g2.data.batch import empty_batch, write_rows
 from t5g2.data.corpus import TokenizerConfig, open_corpus, row_stream
 from t5g2.data.loader import RowBatches
 from t5g2.data.mixture import DataConfig
@@ -97,12 +97,13 @@ def test_an_example_has_the_loss_in_a_packed_row_that_it_has_alone(home, caches,
     examples = images = packed = 0
     for row in range(2 * ROWS):
         own_stream = row % ROWS
-        pieces, cursors[own_stream] = stream.next_row(own_stream, cursors[own_stream])
+        pieces, cursors[own_stream] = stream.cut_row(own_stream, cursors[own_stream])
         packed += len({stream.tasks[piece.task].source for piece in pieces}) == 2
         slot = 0
-        fill_row(batch, row, pieces, 2)
+        write_rows({n: a[row : row + 1] for n, a in batch.items()}, stream, [pieces])
         for number, piece in enumerate(pieces, 1):
-            fill_row(alone, examples, [piece], 2)
+            only = slice(examples, examples + 1)
+            write_rows({n: a[only] for n, a in alone.items()}, stream, [[piece]])
             if piece.images:
                 pixels = stream.piece_images(piece)
                 batch["images"][row, slot : slot + len(pixels)] = pixels
