@@ -159,6 +159,18 @@ def cache(parser: argparse.ArgumentParser) -> None:
     add_gin_arguments(parser)
 
 
+def plan(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 plan`."""
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="the machine, such as v5p:4x4x4, v5e-16, h100:8 or cpu:8",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
+    add_gin_arguments(parser)
+
+
 def inspect(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `t5g2 inspect`."""
     parts = parser.add_subparsers(dest="what", required=True, metavar="WHAT")

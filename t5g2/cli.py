@@ -51,6 +51,7 @@ JOBS = {
     "export": Job(
         "t5g2.export", "write a checkpoint as a Hugging Face directory", arguments.export
     ),
+    "plan": Job("t5g2.plan", "what a recipe needs on a machine that is not there", arguments.plan),
     "inspect": Job(
         "t5g2.inspect", "look at data, a configuration, a checkpoint or a run", arguments.inspect
     ),

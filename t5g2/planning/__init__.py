@@ -1,0 +1,1 @@
+"""What a recipe needs on a machine that is not there: FLOPs, memory, communication, time."""

@@ -1,0 +1,244 @@
+"""A plan: all that is known of a recipe's step on a topology before it runs."""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5g2.models.config import ModelConfig
+from t5g2.models.t5gemma2 import abstract_model, parameter_tree, split_frozen
+from t5g2.planning.compile import (
+    CompiledStep,
+    OutOfMemory,
+    StateBytes,
+    compile_step,
+    planning_devices,
+    trace_step,
+)
+from t5g2.planning.executed import Executed, executed
+from t5g2.planning.flops import Load, ModelFlops, head_flops, model_flops
+from t5g2.planning.roofline import Budget, Roofline, budget, roofline, utilization
+from t5g2.planning.topologies import Topology
+from t5g2.settings import Settings
+
+# The tokens of the released models' pretraining (arXiv:2512.14856).
+RUN_TOKENS = 2e12
+# A plan with less room than this share of the memory is none to rely on.
+HEADROOM = 0.05
+
+Stage = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a step needs and how fast it can be.
+
+    Attributes:
+        topology: the machine.
+        settings: the recipe.
+        mesh: sizes of the mesh axes.
+        load: what a step works on.
+        parameters: number of all parameters, and of those that train.
+        flops: that the model needs.
+        teacher_flops: that the teacher's forward pass needs.
+        executed: what the step multiplies.
+        recomputed: FLOPs of it that `model.remat` adds.
+        state: bytes that the step is given, on each device.
+        result: what the compiler says; None: it cannot compile for this machine here.
+        roofline: the shortest time of a step; None: of a CPU, or a step that does not fit.
+    """
+
+    topology: Topology
+    settings: Settings
+    mesh: dict[str, int]
+    load: Load
+    parameters: tuple[int, int]
+    flops: ModelFlops
+    teacher_flops: int
+    executed: Executed
+    recomputed: int
+    state: StateBytes
+    result: CompiledStep | OutOfMemory | None
+    roofline: Roofline | None
+
+    @property
+    def head_recomputed(self) -> int:
+        """FLOPs of the logits that the loss makes again in the backward pass."""
+        return self.load.rows * self.load.targets * head_flops(self.settings.model)
+
+    @property
+    def masked(self) -> int:
+        """FLOPs of attention to keys that a mask hides, of its recomputed blocks, of padding."""
+        known = self.flops.total + self.teacher_flops + self.recomputed + self.head_recomputed
+        return self.executed.flops - known
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits into the devices' memory; None: not known."""
+        chip = self.topology.chip
+        if isinstance(self.result, OutOfMemory):
+            return False
+        if chip is None or self.result is None:
+            return False if chip and sum(self.state) > chip.hbm_bytes else None
+        return self.result.memory.total <= chip.hbm_bytes
+
+    @property
+    def headroom(self) -> float | None:
+        """Share of a device's memory that is left; None: not known."""
+        if self.topology.chip is None or not isinstance(self.result, CompiledStep):
+            return None
+        return 1 - self.result.memory.total / self.topology.chip.hbm_bytes
+
+    def utilization(self, seconds: float) -> float:
+        """MFU of a step of so many seconds."""
+        assert self.topology.chip is not None
+        count = self.topology.count
+        return utilization(self.topology.chip, count, self.flops.total, seconds)
+
+    def budget(self, seconds: float) -> Budget:
+        """What `RUN_TOKENS` take in steps of so many seconds."""
+        return budget(RUN_TOKENS, self.load.tokens, seconds, self.topology.count)
+
+    def advice(self) -> str | None:
+        """What to change so that the step fits; None: it does, or nobody knows."""
+        chip = self.topology.chip
+        if chip is None or self.fits is not False:
+            return None
+        train = self.settings.train
+        state, fsdp = sum(self.state), self.mesh["fsdp"]
+        if state > (1 - HEADROOM) * chip.hbm_bytes:
+            more = fsdp < self.topology.count // self.mesh["tensor"]
+            what = "raise mesh.fsdp" if more else "take a larger slice"
+            return f"parameters, optimizer and batch alone fill a device: {what}"
+        if self.settings.model.remat != "full":
+            return f"set model.remat = 'full' (now '{self.settings.model.remat}')"
+        if train.rows > train.accumulation * self.mesh["data"] * fsdp:
+            return f"raise train.accumulation (now {train.accumulation})"
+        if self.mesh["data"] > 1:
+            return f"raise mesh.fsdp (now {fsdp})"
+        return "shorten data.inputs_length and data.targets_length, or take a larger slice"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values; bytes are those of each device, FLOPs those of all."""
+        return {
+            "topology": dataclasses.asdict(self.topology),
+            "mesh": self.mesh,
+            "batch": dataclasses.asdict(self.load) | {"tokens": self.load.tokens},
+            "accumulation": self.settings.train.accumulation,
+            "remat": self.settings.model.remat,
+            "config_hash": self.settings.hash(),
+            "parameters": {"all": self.parameters[0], "trained": self.parameters[1]},
+            "flops": {
+                "forward": self.flops.trained,
+                "forward_frozen": self.flops.frozen,
+                "model": self.flops.total,
+                "teacher": self.teacher_flops,
+                "recomputed_by_remat": self.recomputed,
+                "recomputed_logits": self.head_recomputed,
+                "masked_attention_and_padding": self.masked,
+                "executed": self.executed.flops,
+            },
+            "given_bytes": self.state._asdict(),
+            "fits": self.fits,
+            "advice": self.advice(),
+            **self._compiled_json(),
+            **self._time_json(),
+        }
+
+    def _compiled_json(self) -> dict[str, Any]:
+        match self.result:
+            case CompiledStep(memory, exchanges):
+                return {
+                    "memory_bytes": memory._asdict() | {"total": memory.total},
+                    "headroom": self.headroom,
+                    "collectives": [exchange._asdict() for exchange in exchanges],
+                }
+            case OutOfMemory(needed, available):
+                return {"out_of_memory": {"needed": needed, "available": available}}
+        return {}
+
+    def _time_json(self) -> dict[str, Any]:
+        if self.roofline is None:
+            return {}
+        bounds = {"overlapped": self.roofline.overlapped, "in_turn": self.roofline.in_turn}
+        return {
+            "roofline_seconds": self.roofline._asdict(),
+            "step": {
+                name: {
+                    "seconds": seconds,
+                    "mfu": self.utilization(seconds),
+                    **self.budget(seconds)._asdict(),
+                }
+                for name, seconds in bounds.items()
+            },
+        }
+
+
+def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
+    """Traces and compiles a recipe's step for a topology and works out what follows.
+
+    Args:
+        settings: the recipe.
+        topology: the machine.
+        stage: shows what is being done, while it is.
+
+    Raises:
+        UserError: the recipe does not suit the topology, or a compiler is missing.
+    """
+    devices = planning_devices(topology, settings)
+    with stage("tracing"):
+        step = trace_step(settings, devices)
+        work = executed(step.traced.jaxpr)
+        recomputed = 0
+        if settings.model.remat != "none":
+            model = dataclasses.replace(settings.model, remat="none")
+            kept = trace_step(dataclasses.replace(settings, model=model), devices)
+            recomputed = work.flops - executed(kept.traced.jaxpr).flops
+    result = None
+    if topology.platform != "gpu":
+        with stage(f"compiling for {topology.name}"):
+            result = compile_step(step)
+    mesh = dict(step.mesh.shape)
+    counts = parameter_counts(settings.model)
+    bound = None
+    if topology.chip is not None and not isinstance(result, OutOfMemory):
+        passes = (3 if settings.model.remat == "full" else 2) * settings.train.accumulation
+        bound = roofline(
+            topology.chip,
+            topology.count,
+            work,
+            parameters=counts[1],
+            weight_bytes=jnp.dtype(settings.model.dtype).itemsize,
+            passes=passes,
+            splits=mesh["fsdp"] * mesh["tensor"],
+            tensor=mesh["tensor"],
+            exchanges=None if result is None else result.collectives,
+        )
+    taught = 0 if step.teacher is None else model_flops(step.teacher.config, step.load).forward
+    return Plan(
+        topology=topology,
+        settings=settings,
+        mesh=mesh,
+        load=step.load,
+        parameters=counts,
+        flops=model_flops(settings.model, step.load),
+        teacher_flops=taught,
+        executed=work,
+        recomputed=recomputed,
+        state=step.state,
+        result=result,
+        roofline=bound,
+    )
+
+
+def parameter_counts(config: ModelConfig) -> tuple[int, int]:
+    """Number of all parameters of a model, and of those that pretraining changes."""
+    params = parameter_tree(abstract_model(config))
+    trained, _ = split_frozen(params)
+    everything, changed = (
+        sum(array.size for array in jax.tree.leaves(tree)) for tree in (params, trained)
+    )
+    return everything, changed

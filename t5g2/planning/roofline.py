@@ -1,0 +1,102 @@
+"""The shortest time that a step can take on a chip, by its published figures.
+
+A bound, not a forecast: each of computing, memory and network is taken to work at its peak.
+"""
+
+from typing import NamedTuple
+
+from t5g2.planning.executed import Executed
+from t5g2.planning.hlo import Collective
+from t5g2.planning.topologies import Chip
+
+# AdamW in float32: reads parameter, gradient and two moments, writes parameter and moments.
+_OPTIMIZER_BYTES = 7 * 4
+_SECONDS_A_DAY = 86_400
+
+
+class Roofline(NamedTuple):
+    """Seconds that a step takes at least, by what it waits for.
+
+    Attributes:
+        compute: products at the chip's peak.
+        memory: the products' factors and results, the weights and the optimizer, through HBM.
+        network: what a device sends, over all its links; None: not known without compiling.
+    """
+
+    compute: float
+    memory: float
+    network: float | None
+
+    @property
+    def overlapped(self) -> float:
+        """If all three go on at the same time."""
+        return max(self.compute, self.memory, self.network or 0.0)
+
+    @property
+    def in_turn(self) -> float:
+        """If the network is idle while the cores work, and they wait for it."""
+        return max(self.compute, self.memory) + (self.network or 0.0)
+
+
+class Budget(NamedTuple):
+    """What a run of some tokens takes.
+
+    Attributes:
+        steps: number of steps.
+        days: of time.
+        chip_hours: of all chips together.
+    """
+
+    steps: int
+    days: float
+    chip_hours: float
+
+
+def roofline(
+    chip: Chip,
+    devices: int,
+    work: Executed,
+    *,
+    parameters: int,
+    weight_bytes: int,
+    passes: int,
+    splits: int,
+    tensor: int,
+    exchanges: list[Collective] | None,
+) -> Roofline:
+    """The bound of a step.
+
+    Args:
+        chip: what each device is.
+        devices: number of them, among which the products are shared evenly.
+        work: products of the step on all devices.
+        parameters: number of those that train.
+        weight_bytes: of one parameter as it is multiplied.
+        passes: how often all weights are read in a step: forward, backward and in recomputation,
+            in every microbatch.
+        splits: devices that share the parameters.
+        tensor: devices that share each layer's products; the others hold its weights whole.
+        exchanges: what a device sends in a step; None: not known.
+    """
+    weights = passes * parameters * weight_bytes / tensor
+    moved = work.bytes / devices + weights + _OPTIMIZER_BYTES * parameters / splits
+    network = None
+    if exchanges is not None:
+        network = sum(exchange.bytes for exchange in exchanges) / chip.link_bandwidth
+    return Roofline(
+        compute=work.flops / devices / chip.flops,
+        memory=moved / chip.hbm_bandwidth,
+        network=network,
+    )
+
+
+def utilization(chip: Chip, devices: int, model_flops: int, seconds: float) -> float:
+    """MFU: the share of the peak that model FLOPs alone make up (arXiv:2204.02311, appendix B)."""
+    return model_flops / (devices * chip.flops * seconds)
+
+
+def budget(tokens: float, tokens_per_step: int, seconds: float, devices: int) -> Budget:
+    """A run of `tokens` real tokens of both sides, in steps of full rows."""
+    steps = -(-int(tokens) // tokens_per_step)
+    days = steps * seconds / _SECONDS_A_DAY
+    return Budget(steps, days, days * 24 * devices)

@@ -1,0 +1,133 @@
+"""A plan as a person reads it."""
+
+from collections.abc import Sequence
+
+from t5g2.planning.compile import CompiledStep, OutOfMemory
+from t5g2.planning.plan import HEADROOM, RUN_TOKENS, Plan
+from t5g2.reporting.numbers import compact
+
+_GIB, _MIB = 2**30, 2**20
+
+
+def as_text(plan: Plan) -> str:
+    """The whole plan, section by section."""
+    sections = [_what(plan), _flops(plan), _memory(plan)]
+    if isinstance(plan.result, CompiledStep):
+        sections.append(_network(plan.result))
+    if plan.roofline is not None:
+        sections.append(_time(plan))
+    return "\n\n".join(sections)
+
+
+def _what(plan: Plan) -> str:
+    load, chip = plan.load, plan.topology.chip
+    axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
+    images = f", {load.images} images a row" if load.images else ""
+    kind = "CPU" if chip is None else chip.name
+    train = plan.settings.train
+    return _columns(
+        f"{plan.topology.name}: {plan.topology.count} x {kind}",
+        [
+            ("mesh", axes),
+            ("batch", f"{load.rows:,} rows of {load.inputs:,} + {load.targets:,} tokens{images}"),
+            ("", f"{load.tokens:,} tokens, in {train.accumulation} microbatch(es)"),
+            ("remat", plan.settings.model.remat),
+            ("parameters", f"{plan.parameters[0]:,}, of which {plan.parameters[1]:,} train"),
+        ],
+    )
+
+
+def _flops(plan: Plan) -> str:
+    flops, total = plan.flops, plan.executed.flops
+    rows = [(part, 3 * count) for part, count in flops.trained.items()]
+    rows += [(f"{part} (forward alone)", count) for part, count in flops.frozen.items()]
+    extras = [
+        ("teacher (forward alone)", plan.teacher_flops),
+        (f"recomputed: remat '{plan.settings.model.remat}'", plan.recomputed),
+        ("recomputed: logits", plan.head_recomputed),
+        ("masked attention, its blocks again, padding", plan.masked),
+    ]
+    lines = [*rows, ("model FLOPs", flops.total), *((n, c) for n, c in extras if c)]
+    lines.append(("executed", total))
+    return _columns(
+        "FLOPs of a step, all devices, forward and backward; rows full, one example each",
+        [(name, f"{compact(count):>8} {count / total:7.1%}") for name, count in lines],
+    )
+
+
+def _memory(plan: Plan) -> str:
+    chip, state = plan.topology.chip, plan.state
+    lines = [
+        (name, _binary(size)) for name, size in state._asdict().items() if size or name != "teacher"
+    ]
+    match plan.result:
+        case CompiledStep(memory, _):
+            lines += [
+                ("filled up to tiles", _binary(memory.arguments - sum(state))),
+                ("outputs", _binary(memory.outputs)),
+                ("temporaries", _binary(memory.temporaries)),
+                ("program", _binary(memory.code)),
+                ("total", _binary(memory.total)),
+            ]
+            if chip is not None and plan.headroom is not None:
+                few = f": less than {HEADROOM:.0%}" if plan.headroom < HEADROOM else ""
+                lines.append(("of", f"{_binary(chip.hbm_bytes)}, {plan.headroom:.1%} left{few}"))
+        case OutOfMemory(needed, available):
+            over = needed - available
+            lines.append(
+                ("needed", f"{_binary(needed)} of {_binary(available)}: {_binary(over)} too much")
+            )
+        case None:
+            lines.append(("temporaries", "not known: GPUs are not compiled for"))
+    if advice := plan.advice():
+        lines.append(("does not fit", advice))
+    return _columns("Memory of each device", lines)
+
+
+def _network(result: CompiledStep) -> str:
+    lines = [
+        (f"{kind} over {axes}", f"{number:>6,} {compact(size):>9}B")
+        for kind, axes, number, size in result.collectives
+    ]
+    return _columns("Sent by each device in a step", lines or [("nothing", "")])
+
+
+def _time(plan: Plan) -> str:
+    bound = plan.roofline
+    assert bound is not None
+    network = "not known" if bound.network is None else _seconds(bound.network)
+    lines = [
+        ("computing", _seconds(bound.compute)),
+        ("memory", _seconds(bound.memory)),
+        ("network", network),
+    ]
+    cases = [("all at the same time", bound.overlapped)]
+    if bound.network is not None:
+        cases.append(("network in turn with the rest", bound.in_turn))
+    for name, seconds in cases:
+        needed = plan.budget(seconds)
+        rate = compact(plan.load.tokens / seconds)
+        lines += [
+            (
+                name,
+                f"{_seconds(seconds)} a step, MFU {plan.utilization(seconds):.1%}, {rate} tokens/s",
+            ),
+            (
+                f"  {compact(RUN_TOKENS)} tokens",
+                f"{needed.days:,.1f} days, {needed.chip_hours:,.0f} chip-hours",
+            ),
+        ]
+    return _columns("Shortest time of a step, by published figures: a bound, not a forecast", lines)
+
+
+def _binary(size: int) -> str:
+    return f"{size / _GIB:,.2f} GiB" if size > _GIB / 10 else f"{size / _MIB:,.2f} MiB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:,.3g} ms"
+
+
+def _columns(title: str, lines: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines)
+    return "\n".join([title, *(f"  {name:{width}}  {value}".rstrip() for name, value in lines)])
