@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from t5g2.checkpoints.average import write_average
-from t5g2.checkpoints.store import CHECKPOINTS_DIR, CheckpointStore
+from t5g2.checkpoints.keeping import in_use, permanent, saved_checkpoints
+from t5g2.checkpoints.store import CHECKPOINTS_DIR
 from t5g2.errors import UserError
 
 
@@ -15,14 +16,16 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.run_dir} is not a run directory: it has no {CHECKPOINTS_DIR}/")
     if args.last < 1:
         raise UserError(f"--last must be at least 1, not {args.last}")
-    with CheckpointStore(directory) as store:
-        steps = store.steps()
-        if len(steps) < args.last:
-            raise UserError(
-                f"--last {args.last}: {args.run_dir} has only {len(steps)} checkpoints"
-                f" ({', '.join(map(str, steps)) or 'none'})"
-            )
-        chosen = steps[-args.last :]
-        write_average([store.path(step) for step in chosen], Path(args.out))
-    print(f"{args.out}: mean of steps {', '.join(map(str, chosen))}")
+    chosen = permanent(saved_checkpoints(directory))
+    steps = ", ".join(str(checkpoint.step) for checkpoint in chosen)
+    if len(chosen) < args.last:
+        raise UserError(
+            f"--last {args.last}: {args.run_dir} has only {len(chosen)} checkpoints"
+            f" ({steps or 'none'})"
+        )
+    chosen = chosen[-args.last :]
+    paths = [checkpoint.path for checkpoint in chosen]
+    with in_use(paths):
+        write_average(paths, Path(args.out))
+    print(f"{args.out}: mean of steps {', '.join(str(checkpoint.step) for checkpoint in chosen)}")
     return 0

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from t5g2.checkpoints.average import write_average
-from t5g2.checkpoints.store import CheckpointStore, read_arrays
+from t5g2.checkpoints.keeping import CheckpointStore, permanent
+from t5g2.checkpoints.store import read_arrays
 from t5g2.data.corpus import Corpus
 from t5g2.data.image_examples import ImageExample, ImagePrefix
 from t5g2.data.images import shortened
@@ -64,7 +65,8 @@ def finish(
 
     What an interrupted earlier attempt left is made again.
     """
-    wanted, steps = settings.finish.average_last, store.steps()
+    wanted = settings.finish.average_last
+    steps = [checkpoint.step for checkpoint in permanent(store.saved())]
     step = steps[-1]
     averaged = steps[-wanted:] if wanted else [step]
     if len(averaged) < wanted:

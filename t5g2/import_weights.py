@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
             "tokenizer": TOKENIZER_DIR,
             "versions": package_versions(),
         }
-        write_parameters(partial, params, meta)
         _copy_tokenizer(tokenizer, partial / TOKENIZER_DIR)
+        write_parameters(partial, params, meta)
     tower = "no vision tower" if config.vision is None else "with vision tower"
     print(
         f"{out}: from {model_type}, {tower}, tokenizer {tokenizer.path.name} "

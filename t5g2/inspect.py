@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from t5g2 import settings
+from t5g2.checkpoints.manifest import verify
 from t5g2.checkpoints.store import array_shapes, read_meta
 from t5g2.data.cache_format import TOKENIZER_DIR
 from t5g2.data.corpus import Corpus, open_corpus, reopen_corpus
@@ -111,6 +112,7 @@ def _copies(sharding: jax.sharding.NamedSharding) -> int:
 def _checkpoint(args: argparse.Namespace) -> str:
     checkpoint = Path(args.checkpoint)
     meta = read_meta(checkpoint)
+    verdict = verify(checkpoint)
     shapes = array_shapes(checkpoint / "params")
     total = sum(size for _, _, size in shapes)
     facts = {
@@ -121,6 +123,9 @@ def _checkpoint(args: argparse.Namespace) -> str:
         "data digest": f"{meta['digest']:08x}",
         "resumable": "yes" if (checkpoint / "optimizer").is_dir() else "no: parameters alone",
         "written by": ", ".join(f"{name} {v}" for name, v in meta["versions"].items()),
+        "verified": "no: written before checkpoints had checksums"
+        if verdict is None
+        else f"yes: {verdict.files} files, {verdict.size:,} bytes",
         "parameters": f"{total:,}",
     }
     lines = [f"{name + ':':16} {value}" for name, value in facts.items()]

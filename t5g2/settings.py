@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2 import config
-from t5g2.checkpoints.store import CheckpointConfig
+from t5g2.checkpoints.keeping import CheckpointConfig
 from t5g2.data.corpus import TokenizerConfig
 from t5g2.data.mixture import DataConfig
 from t5g2.data.sources import CorpusConfig

@@ -1,19 +1,15 @@
 """The pretraining job: `t5g2 train`. It goes on where the run's last checkpoint stands."""
 
 import argparse
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from t5g2.checkpoints.store import (
-    CHECKPOINTS_DIR,
-    CheckpointStore,
-    has_checkpoint,
-    package_versions,
-    read_meta,
-)
+from t5g2.checkpoints.keeping import CheckpointStore, clear_remains, has_checkpoint
+from t5g2.checkpoints.store import CHECKPOINTS_DIR, package_versions, read_meta
 from t5g2.data.corpus import (
     FACTS_FILE,
     TOKENIZER_DIR,
@@ -78,6 +74,8 @@ def train(settings: Settings, run_dir: Path) -> int:
 
     with Progress(total, stream=None if hosts.is_first() else Nowhere()) as progress:
         # ---- Data
+        if hosts.is_first() and (remains := clear_remains(run_dir)):
+            progress.message(f"removed what a killed run left: {', '.join(remains)}")
         with hosts.first_goes_first("corpus"):
             corpus, changes = _corpus(settings, run_dir, progress)
         accepted += changes
@@ -119,12 +117,17 @@ def train(settings: Settings, run_dir: Path) -> int:
         heldout = HeldOut(heldout_rows, eval_step, mesh, settings.evaluation.batches)
 
         # ---- State: restored, or new
-        store = CheckpointStore(run_dir / CHECKPOINTS_DIR, settings.checkpoints.keep)
+        store = CheckpointStore(
+            run_dir / CHECKPOINTS_DIR, settings.checkpoints, settings.finish.average_last
+        )
         log = MetricsLog(run_dir) if hosts.is_first() else NoLog()
         with store, log:
-            saved = store.steps()
-            step = saved[-1] if saved else 0
-            if saved:
+            saved = None
+            if has_checkpoint(store.directory):
+                with progress.stage("verifying the newest checkpoint"):
+                    saved = store.newest_sound()
+            step = saved or 0
+            if saved is not None:
                 with progress.stage(f"restoring step {step}"):
                     state, cursors = store.restore(step, shapes, shardings)
                     meta = read_meta(store.path(step))
@@ -147,10 +150,15 @@ def train(settings: Settings, run_dir: Path) -> int:
                 "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
             }
             log.start(step, **facts)
-            if accepted:
-                told = f"train.accept_changes: {'; '.join(accepted)}"
+
+            def warn(told: str) -> None:
                 log.write("event", step, level="warning", message=told)
                 progress.message(told)
+
+            for told in store.news():
+                warn(told)
+            if accepted:
+                warn(f"train.accept_changes: {'; '.join(accepted)}")
             warmup = warmup_steps(settings.schedule, total)
             if warmup < settings.schedule.warmup_steps:
                 progress.message(
@@ -166,16 +174,18 @@ def train(settings: Settings, run_dir: Path) -> int:
             room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
             meter = Meter(tasks, room, schedule, totals)
             last = min(total, settings.train.stop_at or total)
-            saved_step = step
+            save_wanted = hosts.Agreement(mesh)
 
             def record() -> None:
                 values = meter.record(step)
                 log.write("train", step, **values)
                 progress.update(step, **values)
 
-            def save() -> None:
+            def save(write: Callable[..., None]) -> None:
                 meta = _checkpoint_meta(settings, rows, meter.totals())
-                store.save(state, hosts.to_devices(sharding, cursors, rows.rows), meta)
+                in_turn = step % settings.checkpoints.every == 0 or step == total
+                placed = hosts.to_devices(sharding, cursors, rows.rows)
+                write(state, placed, meta, temporary=not in_turn)
 
             with closing(loader.prefetched()) as batches, StopRequest() as stop:
                 while step < last and not stop.hear(agreed(stop.signal or 0)):
@@ -193,15 +203,18 @@ def train(settings: Settings, run_dir: Path) -> int:
                         loss = heldout.loss(state.params)
                         log.write("eval", step, split="heldout", weights="last", **loss._asdict())
                         progress.message(f"step {step}: held-out loss {loss.loss:.3f} nats/token")
-                    if step % settings.checkpoints.every == 0:
+                    due = step % settings.checkpoints.every == 0
+                    if save_wanted(store.wants_save()) or due:
                         meter.pause()
-                        save()
-                        saved_step = step
+                        save(store.save)
+                    for told in store.news():
+                        warn(told)
                 if meter.pending:
                     record()
-                if saved_step < step:
-                    save()
-                store.wait()
+                if store.wait() < step:
+                    save(store.save_at_the_end)
+                for told in store.news():
+                    warn(told)
 
             # ---- The end, or the end for now
             if stop.signal is not None:

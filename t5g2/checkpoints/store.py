@@ -1,12 +1,11 @@
 """Checkpoints on disk: Orbax writes the arrays, a JSON file says what they are.
 
-A checkpoint is a directory with `params/` and `meta/`; those that training can resume from also
-hold `optimizer/` and `data/`.
+A checkpoint is a directory with `params/`, `meta/` and a manifest; those that training can resume
+from also hold `optimizer/` and `data/`. What is read is verified first, see `manifest`.
 """
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -23,13 +22,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 
+from t5g2.checkpoints.manifest import FORMAT, MANIFEST, check_format, verify, write_manifest
 from t5g2.errors import UserError
 from t5g2.lazy_array import LazyArray
-from t5g2.training.state import TrainState
 
-FORMAT = 1
 CHECKPOINTS_DIR = "checkpoints"  # in a run directory
 
 # What is compressed and written at a time of a checkpoint of parameters alone; Orbax's default is
@@ -37,110 +35,10 @@ CHECKPOINTS_DIR = "checkpoints"  # in a run directory
 _CHUNK_BYTES = 64 << 20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written and how many are kept.
-
-    Attributes:
-        every: steps between two checkpoints.
-        keep: the newest so many are kept.
-    """
-
-    every: int = 1000
-    keep: int = 10
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1:
-            raise ValueError("every and keep must be at least 1")
-
-
-class CheckpointStore:
-    """The checkpoints of a run, by step; writes in the background.
-
-    A context manager: leaving it waits for the last write.
-    """
-
-    def __init__(self, directory: Path, keep: int | None = None) -> None:
-        """Opens `directory`, a checkpoint per step below it; `keep` None prunes nothing."""
-        self.directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_names=("params", "optimizer", "data", "meta"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True
-            ),
-        )
-
-    def __enter__(self) -> "CheckpointStore":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
-
-    def steps(self) -> list[int]:
-        """Steps with a finished checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
-
-    def path(self, step: int) -> Path:
-        """Directory of a step's checkpoint."""
-        return self.directory / str(step)
-
-    def save(
-        self,
-        state: TrainState,
-        cursors: Int[jax.Array, "rows cursor"],
-        meta: Mapping[str, Any],
-    ) -> None:
-        """Saves the state of a step; returns once the arrays have left the devices."""
-        step = int(jax.device_get(state.step))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-                data=ocp.args.StandardSave({"cursors": cursors}),
-                meta=ocp.args.JsonSave({"format": FORMAT, "step": step, **meta}),
-            ),
-        )
-
-    def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-
-    def restore(
-        self, step: int, shapes: TrainState, shardings: TrainState
-    ) -> tuple[TrainState, Int[np.ndarray, "rows cursor"]]:
-        """State and data cursors of a step, the state laid out as `shardings` say."""
-        target = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            shardings,
-        )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(target.params),
-                optimizer=ocp.args.StandardRestore(_optimizer_item(target)),
-            ),
-        )
-        optimizer = restored.optimizer
-        state = TrainState(optimizer["step"], restored.params, optimizer["opt_state"])
-        return state, np.asarray(read_arrays(self.path(step) / "data")["cursors"], np.int32)
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether a run's directory of checkpoints holds a finished one; nothing is opened."""
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
-
-
 def package_versions() -> dict[str, str]:
     """The versions, for a checkpoint's metadata, of the packages that wrote it."""
     names = ("t5g2", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def _optimizer_item(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
 
 
 def _by_one_process() -> ocp.options.MultiprocessingOptions:
@@ -160,7 +58,12 @@ def _tree_checkpointer() -> ocp.Checkpointer:
 
 
 def read_arrays(item: Path) -> Any:
-    """The arrays below one item of a checkpoint (`.../params`), as a tree of numpy arrays."""
+    """The arrays below one item of a checkpoint (`.../params`), as a tree of numpy arrays.
+
+    Raises:
+        DamagedError: a file is not what was written.
+    """
+    verify(item.parent, item.name)
     with _tree_checkpointer() as checkpointer:
         structure = checkpointer.metadata(item.absolute()).item_metadata.tree
         return checkpointer.restore(
@@ -169,7 +72,12 @@ def read_arrays(item: Path) -> Any:
 
 
 def open_arrays(item: Path) -> Any:
-    """As `read_arrays`, but as lazy arrays, each of which is read when it is asked for."""
+    """As `read_arrays`, but as lazy arrays, each of which is read when it is asked for.
+
+    Raises:
+        DamagedError: a file is not what was written.
+    """
+    verify(item.parent, item.name)
     with _tree_checkpointer() as checkpointer:
         structure = checkpointer.metadata(item.absolute()).item_metadata.tree
 
@@ -216,28 +124,27 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     `settings` and `config_hash`, an imported one `imported_from`, an average `averaged_steps`.
 
     Raises:
+        DamagedError: a file of these facts is not what was written.
         UserError: it is no checkpoint, or one of a newer format.
     """
     path = checkpoint / "meta" / "metadata"
-    if not path.is_file() or not (checkpoint / "params").is_dir():
+    if not (checkpoint / MANIFEST).is_file() and not path.is_file():
         runs_own = checkpoint / CHECKPOINTS_DIR
         hint = f": it is a run; its checkpoints are in {runs_own}" if runs_own.is_dir() else ""
         raise UserError(f"{checkpoint} is not a t5g2 checkpoint{hint}")
+    verify(checkpoint, "meta")
     meta = json.loads(path.read_text())
-    if meta["format"] > FORMAT:
-        raise UserError(
-            f"{checkpoint} has checkpoint format {meta['format']}; this t5g2 reads up to {FORMAT}"
-        )
+    check_format(checkpoint, meta["format"])
     if "model" not in meta:  # Written before checkpoints could come from anything but a run.
         meta["model"] = meta["settings"]["model"]
     return meta
 
 
 def write_parameters(checkpoint: Path, params: Any, meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint of parameters alone into an empty directory.
+    """Writes a checkpoint of parameters alone into a directory, and the manifest of all it holds.
 
     Args:
-        checkpoint: the directory.
+        checkpoint: the directory, with the tokenizer if it is to have one.
         params: numpy or lazy arrays; of lazy ones, one at a time is in memory.
         meta: what the checkpoint says of itself, see `read_meta`.
 
@@ -274,16 +181,42 @@ def write_parameters(checkpoint: Path, params: Any, meta: Mapping[str, Any]) -> 
         saving = thread.submit(checkpointer.save, saved.absolute(), args=items)
         try:
             saving.result()
-        except ValueError as error:  # TensorStore's, for all that goes wrong
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            if code is None:
+        except ValueError as error:
+            if (cause := as_os_error(error, checkpoint)) is None:
                 raise
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(checkpoint)) from error
+            raise cause from error
         finally:
             one_by_one.stopped = True
     for part in saved.iterdir():
         part.rename(checkpoint / part.name)
     saved.rmdir()
+    write_manifest(checkpoint, manifest_facts(meta, {"params": params}))
+
+
+def manifest_facts(meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says besides checksums.
+
+    Args:
+        meta: what the checkpoint says of itself.
+        arrays: by item, trees of anything with a shape and a dtype.
+
+    Returns:
+        `step`, `config_hash`, `digest` (of the data) and `versions`; dtype and shape of each array.
+    """
+    facts = {name: meta.get(name) for name in ("step", "config_hash", "digest", "versions")}
+    described = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [str(x.dtype), list(x.shape)]
+        for path, x in jax.tree_util.tree_leaves_with_path(dict(arrays))
+    }
+    return {**facts, "arrays": described}
+
+
+def as_os_error(error: ValueError, path: Path) -> OSError | None:
+    """What TensorStore, whose every error is a ValueError, reports of the operating system."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is None:
+        return None
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path))
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):

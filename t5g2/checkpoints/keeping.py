@@ -1,0 +1,384 @@
+"""The checkpoints of a run: saved in the background, verified, kept and pruned.
+
+A checkpoint is written as `.<step>.partial`, and becomes `<step>` by being renamed once its
+manifest is written: what has that name is whole. The first process of a run does all that is not
+Orbax's, in a directory that all of them see.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import Int
+
+from t5g2.checkpoints.manifest import (
+    FORMAT,
+    MANIFEST,
+    DamagedError,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from t5g2.checkpoints.store import CHECKPOINTS_DIR, as_os_error, manifest_facts, read_arrays
+from t5g2.errors import UserError
+from t5g2.parallel import hosts
+from t5g2.training.state import TrainState
+
+# Seconds until a save is tried again: in a run, where each failure doubles it, and at its end.
+_FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0
+_DELAYS_AT_THE_END = (1.0, 4.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept.
+
+    Attributes:
+        every: steps between two permanent checkpoints.
+        minutes: minutes after which a temporary one is written as well; of these, and of those
+            that a stop wrote, the newest is kept. None: none.
+        keep: the newest so many permanent ones are kept, and at least those that `finish` averages.
+        keep_period: permanent ones of a multiple of so many steps are kept for ever; None: none.
+    """
+
+    every: int = 1000
+    minutes: float | None = None
+    keep: int = 10
+    keep_period: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError("every and keep must be at least 1")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes must be above 0, not {self.minutes}")
+        if self.keep_period is not None and self.keep_period < 1:
+            raise ValueError(f"keep_period must be at least 1, not {self.keep_period}")
+
+
+class Saved(NamedTuple):
+    """A checkpoint of a run.
+
+    Attributes:
+        step: after which it was saved.
+        path: its directory.
+        temporary: whether it was saved out of turn and is not kept.
+    """
+
+    step: int
+    path: Path
+    temporary: bool
+
+
+def saved_checkpoints(directory: Path) -> list[Saved]:
+    """The checkpoints of a run's directory of checkpoints, by step; damaged ones, too."""
+    if not directory.is_dir():
+        return []
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    paths = [directory / str(step) for step in steps]
+    return [Saved(step, path, _is_temporary(path)) for step, path in zip(steps, paths, strict=True)]
+
+
+def permanent(saved: list[Saved]) -> list[Saved]:
+    """Those of some checkpoints that a run keeps whether or not it was interrupted."""
+    return [checkpoint for checkpoint in saved if not checkpoint.temporary]
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a run's directory of checkpoints holds a finished one; nothing is opened."""
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Gives a damaged checkpoint a name that is none of a step; returns where it is now."""
+    number = 1
+    while (aside := checkpoint.with_name(f"{checkpoint.name}.damaged-{number}")).exists():
+        number += 1
+    return checkpoint.rename(aside)
+
+
+def clear_remains(run_dir: Path) -> list[str]:
+    """Removes what killed processes of a run left unfinished; returns the names."""
+    patterns = (".*.partial*", ".*.tmp", ".*.pruned", "*.orbax-checkpoint-tmp*")
+    directories = (run_dir, run_dir / CHECKPOINTS_DIR)
+    remains = [path for where in directories for name in patterns for path in where.glob(name)]
+    return sorted({path.name for path in remains if _remove(path)})
+
+
+@contextlib.contextmanager
+def in_use(checkpoints: list[Path]) -> Iterator[None]:
+    """Keeps checkpoints from being pruned by a run that is going on."""
+    with contextlib.ExitStack() as stack:
+        for path in checkpoints:
+            if (path / MANIFEST).is_file():
+                # Ends with the process, whatever ends that.
+                file = stack.enter_context((path / MANIFEST).open("rb"))
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+class CheckpointStore:
+    """Saves, restores and prunes the checkpoints of a run.
+
+    A context manager: leaving it waits for the last write.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, averaged: int = 0) -> None:
+        """Opens `directory`, of which the newest `averaged` permanent checkpoints stay."""
+        self.directory = directory.absolute()
+        self._config = config
+        self._kept = max(config.keep, averaged)
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
+        self._failures = 0
+        self._next_attempt: float | None = None
+        self._last_saved = time.monotonic()
+        self._news: collections.deque[str] = collections.deque()
+        if hosts.is_first():
+            self.directory.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._checkpointer.close()
+
+    def saved(self) -> list[Saved]:
+        """The checkpoints, by step."""
+        return saved_checkpoints(self.directory)
+
+    def path(self, step: int) -> Path:
+        """Directory of a step's checkpoint."""
+        return self.directory / str(step)
+
+    def news(self) -> Iterator[str]:
+        """What happened since the last call that a person should know."""
+        while self._news:
+            yield self._news.popleft()
+
+    def newest_sound(self) -> int | None:
+        """The newest step that verifies, or None if there is no checkpoint.
+
+        Those after it, which do not, are set aside.
+
+        Raises:
+            UserError: there are checkpoints, and none verifies.
+        """
+        found = self._newest_sound() if hosts.is_first() else -1
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        return None if found < 0 else found
+
+    def _newest_sound(self) -> int:
+        damaged: list[tuple[Path, str]] = []
+        for step, path, _ in reversed(self.saved()):
+            try:
+                verify(path)
+            except DamagedError as error:
+                damaged.append((path, str(error)))
+                continue
+            for bad, how in damaged:
+                self._news.append(
+                    f"{how}; set aside as {set_aside(bad)}; going on from step {step} instead"
+                )
+            return step
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.directory} verifies; the newest: {damaged[0][1]}. Restore "
+                "one from a copy, or remove them all to begin anew"
+            )
+        return -1
+
+    def wants_save(self) -> bool:
+        """Whether a temporary checkpoint is due, by the clock or because a save has failed."""
+        if self._pending is not None and not self._pending[1].done():
+            return False
+        self._collect()
+        now = time.monotonic()
+        if self._next_attempt is not None:
+            return now >= self._next_attempt
+        minutes = self._config.minutes
+        return minutes is not None and now - self._last_saved >= 60 * minutes
+
+    def save(
+        self,
+        state: TrainState,
+        cursors: Int[jax.Array, "rows cursor"],
+        meta: Mapping[str, Any],
+        *,
+        temporary: bool,
+    ) -> None:
+        """Saves the state of a step; returns once the arrays have left the devices.
+
+        If there is no room, or the file system fails otherwise, that is news, `wants_save` says
+        when to try again, and the checkpoint before stands.
+
+        Raises:
+            UserError: it failed, and no checkpoint stands.
+        """
+        self._collect()
+        step = int(jax.device_get(state.step))
+        items = {
+            "params": state.params,
+            "optimizer": {"step": state.step, "opt_state": state.opt_state},
+            "data": {"cursors": cursors},
+        }
+        facts = {**manifest_facts({**meta, "step": step}, items), "temporary": temporary}
+        partial = self.directory / f".{step}.partial"
+        self._last_saved = time.monotonic()
+        try:
+            self._checkpointer.save(
+                partial,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                    meta=ocp.args.JsonSave({"format": FORMAT, "step": step, **meta}),
+                ),
+                force=True,
+            )
+        except (OSError, ValueError) as error:
+            self._failed(step, error)
+        else:
+            self._pending = step, self._thread.submit(self._complete, step, partial, facts)
+
+    def wait(self) -> int:
+        """Waits until what was saved is on disk; returns the newest step that is, or 0."""
+        self._collect()
+        hosts.barrier("saved")
+        return max((checkpoint.step for checkpoint in self.saved()), default=0)
+
+    def save_at_the_end(
+        self,
+        state: TrainState,
+        cursors: Int[jax.Array, "rows cursor"],
+        meta: Mapping[str, Any],
+        *,
+        temporary: bool,
+    ) -> None:
+        """As `save`, but waits until it is on disk, and insists.
+
+        Raises:
+            UserError: it failed, again and again.
+        """
+        step = int(jax.device_get(state.step))
+        for delay in (*_DELAYS_AT_THE_END, None):
+            self.save(state, cursors, meta, temporary=temporary)
+            newest = self.wait()
+            if newest == step:
+                return
+            if delay is None:
+                raise UserError(
+                    f"{self._news.pop()}: make room; the same command goes on from step {newest}"
+                )
+            time.sleep(delay)
+
+    def restore(
+        self, step: int, shapes: TrainState, shardings: TrainState
+    ) -> tuple[TrainState, Int[np.ndarray, "rows cursor"]]:
+        """State and data cursors of a step that is sound, the state laid out as `shardings` say."""
+        target = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        restored = self._checkpointer.restore(
+            self.path(step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(target.params),
+                optimizer=ocp.args.StandardRestore(
+                    {"step": target.step, "opt_state": target.opt_state}
+                ),
+            ),
+        )
+        optimizer = restored.optimizer
+        state = TrainState(optimizer["step"], restored.params, optimizer["opt_state"])
+        return state, np.asarray(read_arrays(self.path(step) / "data")["cursors"], np.int32)
+
+    def _complete(self, step: int, partial: Path, facts: Mapping[str, Any]) -> None:
+        """In the background: waits for Orbax, makes the checkpoint count, prunes others."""
+        self._checkpointer.wait_until_finished()
+        if not hosts.is_first():
+            return
+        write_manifest(partial, facts)
+        partial.rename(self.path(step))
+        self._prune()
+
+    def _collect(self) -> None:
+        """Waits for the save that is going on, if any, and takes its result."""
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except (OSError, ValueError) as error:
+            self._failed(step, error)
+        else:
+            self._failures, self._next_attempt = 0, None
+
+    def _failed(self, step: int, error: OSError | ValueError) -> None:
+        cause = as_os_error(error, self.directory) if isinstance(error, ValueError) else error
+        # Of several processes the others wait for this one, which cannot tell them.
+        if cause is None or jax.process_count() > 1:
+            raise error
+        for path in self.directory.glob(f".{step}.partial*"):
+            _remove(path)
+        stands = max((checkpoint.step for checkpoint in self.saved()), default=None)
+        told = f"step {step} could not be saved in {self.directory}: {cause.strerror}"
+        if stands is None:
+            raise UserError(f"{told}: make room, or name another --run_dir") from error
+        delay = min(_FIRST_DELAY * 2**self._failures, _LONGEST_DELAY)
+        self._failures += 1
+        self._next_attempt = time.monotonic() + delay
+        self._news.append(
+            f"{told}; the checkpoint of step {stands} stands, next attempt in {delay:.0f} s"
+        )
+
+    def _prune(self) -> None:
+        saved, period = self.saved(), self._config.keep_period
+        keep = {checkpoint.step for checkpoint in permanent(saved)[-self._kept :]}
+        keep |= {max((checkpoint.step for checkpoint in saved if checkpoint.temporary), default=0)}
+        for step, path, temporary in saved:
+            if step in keep or (period and step % period == 0 and not temporary):
+                continue
+            if not _is_in_use(path):
+                _remove(path.rename(path.with_name(f".{path.name}.pruned")))
+
+
+def _is_temporary(checkpoint: Path) -> bool:
+    try:
+        manifest = read_manifest(checkpoint)
+    except UserError:
+        return False  # Its files are kept for whoever verifies it.
+    return manifest is not None and bool(manifest.get("temporary"))
+
+
+def _is_in_use(checkpoint: Path) -> bool:
+    try:
+        with (checkpoint / MANIFEST).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no manifest, or a file system without locks
+        return False
+    return False
+
+
+def _remove(path: Path) -> bool:
+    """Removes a file or a directory; whether nothing of it is left."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return not path.exists()
