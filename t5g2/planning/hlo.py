@@ -15,10 +15,10 @@ _COLLECTIVE = re.compile(
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>\S+) \(.*\{$")
 _ARRAY = re.compile(r"\b(?P<type>pred|[a-z]+\d+(?:[a-z]\w*)?)\[(?P<sizes>[\d,]*)\]")
 _CALL = re.compile(
-    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%(\S+?)[,\s)]"
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%([^\s,)]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_LOOP = re.compile(r" while\(.*condition=%(?P<condition>\S+?), body=%(?P<body>\S+?)[,\s]")
+_LOOP = re.compile(r" while\(.*condition=%(?P<condition>[^\s,)]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BOUND = re.compile(r"%(\S+) = s32\[\]\S* constant\((\d+)\)")
 _COMPARE = re.compile(r"ROOT .* compare\(%\S+, %(\S+?)\), direction=LT")

@@ -51,7 +51,7 @@ def _flops(plan: Plan) -> str:
     lines.append(("executed", total))
     return _columns(
         "FLOPs of a step, all devices, forward and backward; rows full, one example each",
-        [(name, f"{compact(count):>8} {count / total:7.1%}") for name, count in lines],
+        [(name, f"{_decimal(count):>7} {count / total:7.1%}") for name, count in lines],
     )
 
 
@@ -86,7 +86,7 @@ def _memory(plan: Plan) -> str:
 
 def _network(result: CompiledStep) -> str:
     lines = [
-        (f"{kind} over {axes}", f"{number:>6,} {compact(size):>9}B")
+        (f"{kind} over {axes}", f"{number:>6,} {_decimal(size):>7}B")
         for kind, axes, number, size in result.collectives
     ]
     return _columns("Sent by each device in a step", lines or [("nothing", "")])
@@ -122,6 +122,15 @@ def _time(plan: Plan) -> str:
 
 def _binary(size: int) -> str:
     return f"{size / _GIB:,.2f} GiB" if size > _GIB / 10 else f"{size / _MIB:,.2f} MiB"
+
+
+def _decimal(value: float) -> str:
+    """Three digits and a prefix: 1.46e16 as "14.6 P"."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
+    exponent = 0
+    while value >= 999.5 and exponent < len(prefixes) - 1:
+        value, exponent = value / 1000, exponent + 1
+    return f"{value:#.3g}".rstrip(".") + f" {prefixes[exponent]}"
 
 
 def _seconds(seconds: float) -> str:

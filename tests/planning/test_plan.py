@@ -1,0 +1,191 @@
+"""`t5g2 plan`: the step that training runs, and what a person is told of it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jax.experimental import topologies
+from on_eight_devices import TURNS
+from small_run import write_corpus, write_recipe
+
+from t5g2 import cli
+from t5g2.errors import UserError
+from t5g2.planning.compile import OutOfMemory, out_of_memory, planning_devices
+from t5g2.planning.plan import make_plan
+from t5g2.planning.table import as_text
+from t5g2.planning.topologies import find_topology
+from t5g2.settings import overridden, read_settings
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, standard_library):
+    home = tmp_path_factory.mktemp("recipe")
+    path = write_recipe(
+        home / "recipe.gin", write_corpus(home / "corpus", standard_library(200_000))
+    )
+    with path.open("a") as file:
+        file.write("train.rows = 16\ntrain.accumulation = 2\nmodel.remat = 'full'\n")
+        file.write("mesh.fsdp = 4\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def told(recipe, tmp_path_factory):
+    """What `on_eight_devices` prints."""
+    program = Path(__file__).with_name("on_eight_devices.py")
+    run_dir = tmp_path_factory.mktemp("run") / "run"
+    done = subprocess.run(
+        [sys.executable, program, recipe, run_dir],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def planned(recipe):
+    """A plan for machines that this one cannot compile for."""
+    settings = overridden(read_settings([str(recipe)]), ["mesh.fsdp=1"])
+    return make_plan(settings, find_topology("h100:1"), lambda _: contextlib.nullcontext())
+
+
+def test_the_planned_step_is_the_one_that_training_compiles(told):
+    assert told["devices"] == 8
+    assert told["same_program"]
+
+
+def test_memory_is_that_of_the_compiled_step_and_of_real_arrays(told):
+    plan = told["plan"]
+    assert plan["memory_bytes"]["arguments"] == told["arguments"]
+    assert plan["memory_bytes"]["temporaries"] == told["temporaries"]
+    assert plan["given_bytes"]["parameters"] == told["parameters"]
+    assert plan["given_bytes"]["optimizer"] == told["optimizer"]
+    # A CPU lays arrays out without tiles: what is given is all there is, but for the step's number.
+    assert sum(plan["given_bytes"].values()) + 4 == told["arguments"]
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_turns(told):
+    assert told["loop"] == [
+        {
+            "kind": "all-gather",
+            "axes": "fsdp",
+            "number": TURNS,
+            "bytes": TURNS * 64 * 64 * 4 * 3 // 4,
+        }
+    ]
+
+
+def test_executed_flops_are_model_flops_and_what_is_told_apart(told):
+    flops = told["plan"]["flops"]
+    extras = ("teacher", "recomputed_by_remat", "recomputed_logits", "masked_attention_and_padding")
+    assert flops["executed"] == flops["model"] + sum(flops[name] for name in extras)
+    layers = sum(flops["forward"].values()) - flops["forward"]["vocabulary head"]
+    # What is recomputed is the layers' forward pass, and of attention also what masks hide.
+    assert layers < flops["recomputed_by_remat"] < 1.5 * layers
+
+
+def test_the_mesh_and_the_batch_are_the_recipes(told):
+    plan = told["plan"]
+    assert plan["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    assert plan["batch"]["tokens"] == 16 * (192 + 96)
+
+
+def test_a_plan_for_a_gpu_says_what_it_does_not_know(planned):
+    assert planned.fits is None
+    assert planned.headroom is None
+    text = as_text(planned)
+    assert "temporaries  not known" in text
+    assert "network               not known" in text
+    assert "a bound, not a forecast" in text
+    assert planned.roofline.overlapped == planned.roofline.in_turn
+    assert json.loads(json.dumps(planned.to_json()))["fits"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"remat": "dots"}, "set model.remat = 'full'"),
+        ({"remat": "full", "accumulation": 2}, "raise train.accumulation (now 2)"),
+        ({"remat": "full", "accumulation": 16}, "shorten data.inputs_length"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_an_answer(planned, changes, advice):
+    settings = planned.settings
+    model = dataclasses.replace(settings.model, remat=changes["remat"])
+    train = dataclasses.replace(settings.train, accumulation=changes.get("accumulation", 1))
+    full = dataclasses.replace(
+        planned,
+        settings=dataclasses.replace(settings, model=model, train=train),
+        result=OutOfMemory(needed=19 * 2**30, available=round(15.75 * 2**30)),
+        roofline=None,
+    )
+    assert full.fits is False
+    assert "19.00 GiB of 15.75 GiB: 3.25 GiB too much" in as_text(full)
+    assert advice in as_text(full)
+    assert full.to_json()["advice"] == full.advice()
+
+
+def test_parameters_that_fill_a_device_are_to_be_split(planned):
+    state = planned.state._replace(optimizer=200 * 2**30)
+    assert "take a larger slice" in dataclasses.replace(planned, state=state).advice()
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.",
+            OutOfMemory(round(20.5 * 2**30), round(15.75 * 2**30)),
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (360.00G) exceeds available HBM (95.74G).",
+            OutOfMemory(360 * 2**30, round(95.74 * 2**30)),
+        ),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_messages_of_the_compiler_are_read(message, expected):
+    assert out_of_memory(message) == expected
+
+
+def test_without_libtpu_its_extra_is_named(recipe, monkeypatch):
+    def missing(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r"^--topology v5e:4x4 needs .*'t5g2\[tpu\]'$"):
+        planning_devices(find_topology("v5e-16"), read_settings([str(recipe)]))
+
+
+def test_cpu_devices_of_the_recipe_must_be_the_topologys(recipe):
+    settings = overridden(read_settings([str(recipe)]), ["mesh.cpu_devices=8"])
+    with pytest.raises(UserError, match=r"mesh.cpu_devices = 8 contradicts --topology v5e:4x4"):
+        planning_devices(find_topology("v5e-16"), settings)
+
+
+def test_mistakes_are_told_in_one_line(recipe, capsys):
+    command = ["plan", "--gin_file", str(recipe)]
+    assert cli.main([*command, "--topology", "v5e:16x16x2"]) == 2
+    assert "did you mean 'v5e:16x16'" in capsys.readouterr().err
+    assert cli.main([*command, "--topology", "cpu:1"]) == 2
+    assert "mesh (data=-1, fsdp=4, tensor=1, context=1) does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_a_tpu_that_is_not_there(recipe, tmp_path):
+    pytest.importorskip("libtpu")
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "t5g2", "plan", "--topology", "v5e-4", "--json", out]
+    subprocess.run([*command, "--gin_file", recipe], check=True)
+    plan = json.loads(out.read_text())
+    assert plan["fits"]
+    assert plan["headroom"] > 0.9
+    assert {exchange["axes"] for exchange in plan["collectives"]} == {"fsdp"}

@@ -1,0 +1,48 @@
+"""The bound, against figures worked out by hand."""
+
+import pytest
+
+from t5g2.planning.executed import Executed
+from t5g2.planning.hlo import Collective
+from t5g2.planning.roofline import budget, roofline, utilization
+from t5g2.planning.topologies import Chip
+
+CHIP = Chip(name="chip", flops=1e12, hbm_bytes=10**9, hbm_bandwidth=1e10, link_bandwidth=1e9)
+
+
+def bound(**changes):
+    arguments = {
+        "parameters": 1000,
+        "weight_bytes": 2,
+        "passes": 3,
+        "splits": 4,
+        "tensor": 2,
+        "exchanges": [Collective("all-gather", "fsdp", 2, 300), Collective("x", "data", 1, 200)],
+    }
+    return roofline(CHIP, 4, Executed(flops=8 * 10**12, bytes=4 * 10**6), **arguments | changes)
+
+
+def test_each_resource_works_at_its_peak():
+    made = bound()
+    assert made.compute == pytest.approx(2.0)
+    # A quarter of the products' bytes; half of the weights three times; a quarter of the optimizer.
+    assert made.memory == pytest.approx((10**6 + 3 * 2 * 1000 / 2 + 28 * 1000 / 4) / 1e10)
+    assert made.network == pytest.approx(500e-9)
+    assert made.overlapped == made.compute
+    assert made.in_turn == made.compute + made.network
+
+
+def test_an_unknown_network_is_left_out_of_the_bound():
+    assert bound(exchanges=None).network is None
+    assert bound(exchanges=None).in_turn == bound().compute
+
+
+def test_utilization_is_the_share_of_the_peak():
+    assert utilization(CHIP, 4, 4 * 10**12, 2.0) == pytest.approx(0.5)
+
+
+def test_a_run_takes_whole_steps():
+    run = budget(2e12, 4_194_304, 10.0, 16)
+    assert run.steps == 476_838
+    assert run.days == pytest.approx(476_838 * 10 / 86_400)
+    assert run.chip_hours == pytest.approx(run.days * 24 * 16)
