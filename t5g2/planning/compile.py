@@ -23,8 +23,9 @@ from t5g2.errors import UserError
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
 from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding, parameter_shardings
+from t5g2.planning.collectives import Collective, collectives
 from t5g2.planning.flops import Load
-from t5g2.planning.hlo import Collective, collectives
+from t5g2.planning.products import device_flops
 from t5g2.planning.topologies import Topology
 from t5g2.pretrained import describe
 from t5g2.settings import Settings
@@ -34,8 +35,12 @@ from t5g2.training.state import TrainState, state_shardings
 from t5g2.training.step import trace_train_step
 from t5g2.training.teacher import Teacher
 
-# libtpu asks the network and the environment what machine it is on; it is on none.
+# libtpu asks the network and the environment what machine it is on. It is on none, and takes any
+# answer.
 _LIBTPU = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -100,10 +105,17 @@ class OutOfMemory(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """What the compiler says of a step that fits."""
+    """What the compiler makes of a step.
+
+    Attributes:
+        memory: bytes on each device.
+        collectives: what each device sends.
+        flops: of the products that each device computes.
+    """
 
     memory: Memory
     collectives: list[Collective]
+    flops: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +232,8 @@ def compile_step(step: Step) -> CompiledStep | OutOfMemory:
         temporaries=sizes.temp_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
     )
-    return CompiledStep(memory, collectives(compiled.as_text(), dict(step.mesh.shape)))
+    text = compiled.as_text()
+    return CompiledStep(memory, collectives(text, dict(step.mesh.shape)), device_flops(text))
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:

@@ -76,6 +76,13 @@ class Plan:
         return self.executed.flops - known
 
     @property
+    def repeated(self) -> int:
+        """FLOPs that more than one device spends on the same products; 0 if that is not known."""
+        if not isinstance(self.result, CompiledStep):
+            return 0
+        return self.topology.count * self.result.flops - self.executed.flops
+
+    @property
     def fits(self) -> bool | None:
         """Whether the step fits into the devices' memory; None: not known."""
         chip = self.topology.chip
@@ -140,6 +147,7 @@ class Plan:
                 "recomputed_logits": self.head_recomputed,
                 "masked_attention_and_padding": self.masked,
                 "executed": self.executed.flops,
+                "repeated_by_devices": self.repeated,
             },
             "given_bytes": self.state._asdict(),
             "fits": self.fits,
@@ -150,7 +158,7 @@ class Plan:
 
     def _compiled_json(self) -> dict[str, Any]:
         match self.result:
-            case CompiledStep(memory, exchanges):
+            case CompiledStep(memory, exchanges, _):
                 return {
                     "memory_bytes": memory._asdict() | {"total": memory.total},
                     "headroom": self.headroom,
@@ -215,7 +223,7 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
             passes=passes,
             splits=mesh["fsdp"] * mesh["tensor"],
             tensor=mesh["tensor"],
-            exchanges=None if result is None else result.collectives,
+            compiled=result,
         )
     taught = 0 if step.teacher is None else model_flops(step.teacher.config, step.load).forward
     return Plan(

@@ -5,8 +5,8 @@ A bound, not a forecast: each of computing, memory and network is taken to work 
 
 from typing import NamedTuple
 
+from t5g2.planning.compile import CompiledStep
 from t5g2.planning.executed import Executed
-from t5g2.planning.hlo import Collective
 from t5g2.planning.topologies import Chip
 
 # AdamW in float32: reads parameter, gradient and two moments, writes parameter and moments.
@@ -62,13 +62,13 @@ def roofline(
     passes: int,
     splits: int,
     tensor: int,
-    exchanges: list[Collective] | None,
+    compiled: CompiledStep | None,
 ) -> Roofline:
     """The bound of a step.
 
     Args:
         chip: what each device is.
-        devices: number of them, among which the products are shared evenly.
+        devices: number of them, which share the products evenly unless `compiled` says otherwise.
         work: products of the step on all devices.
         parameters: number of those that train.
         weight_bytes: of one parameter as it is multiplied.
@@ -76,15 +76,16 @@ def roofline(
             in every microbatch.
         splits: devices that share the parameters.
         tensor: devices that share each layer's products; the others hold its weights whole.
-        exchanges: what a device sends in a step; None: not known.
+        compiled: what the compiler made of the step; None: not known.
     """
     weights = passes * parameters * weight_bytes / tensor
     moved = work.bytes / devices + weights + _OPTIMIZER_BYTES * parameters / splits
-    network = None
-    if exchanges is not None:
-        network = sum(exchange.bytes for exchange in exchanges) / chip.link_bandwidth
+    flops, network = work.flops / devices, None
+    if compiled is not None:
+        flops = compiled.flops
+        network = sum(exchange.bytes for exchange in compiled.collectives) / chip.link_bandwidth
     return Roofline(
-        compute=work.flops / devices / chip.flops,
+        compute=flops / chip.flops,
         memory=moved / chip.hbm_bandwidth,
         network=network,
     )

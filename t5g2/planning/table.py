@@ -49,6 +49,8 @@ def _flops(plan: Plan) -> str:
     ]
     lines = [*rows, ("model FLOPs", flops.total), *((n, c) for n, c in extras if c)]
     lines.append(("executed", total))
+    if plan.repeated:
+        lines.append(("the same on more than one device", plan.repeated))
     return _columns(
         "FLOPs of a step, all devices, forward and backward; rows full, one example each",
         [(name, f"{_decimal(count):>7} {count / total:7.1%}") for name, count in lines],
@@ -61,7 +63,7 @@ def _memory(plan: Plan) -> str:
         (name, _binary(size)) for name, size in state._asdict().items() if size or name != "teacher"
     ]
     match plan.result:
-        case CompiledStep(memory, _):
+        case CompiledStep(memory, _, _):
             lines += [
                 ("filled up to tiles", _binary(memory.arguments - sum(state))),
                 ("outputs", _binary(memory.outputs)),

@@ -14,9 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5g2.planning.collectives import collectives
 from t5g2.planning.compile import planning_devices, trace_step
-from t5g2.planning.hlo import collectives
+from t5g2.planning.executed import executed
 from t5g2.planning.plan import make_plan
+from t5g2.planning.products import device_flops
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
 from t5g2.training import step as step_module
@@ -72,6 +74,19 @@ def gathers_in_a_loop(mesh):
     return [c._asdict() for c in collectives(compiled.as_text(), dict(mesh.shape))]
 
 
+def repeated_product(mesh):
+    """FLOPs of a loop of products that no device shares: as traced, and as compiled for each."""
+
+    def loop(x):
+        return jax.lax.scan(lambda x, _: (x @ jax.numpy.cos(x.T) @ x, None), x, None, length=TURNS)[
+            0
+        ]
+
+    x = jax.ShapeDtypeStruct((64, 32), np.float32)
+    traced = jax.jit(loop, in_shardings=NamedSharding(mesh, PartitionSpec())).trace(x)
+    return executed(traced.jaxpr).flops, device_flops(traced.lower().compile().as_text())
+
+
 def main(recipe, run_dir):
     topology = find_topology("cpu:8")
     settings = read_settings([recipe])
@@ -94,6 +109,7 @@ def main(recipe, run_dir):
                 "parameters": bytes_on_first_device(state.params),
                 "optimizer": bytes_on_first_device(state.opt_state),
                 "loop": gathers_in_a_loop(planned.mesh),
+                "repeated": repeated_product(planned.mesh),
             }
         )
     )

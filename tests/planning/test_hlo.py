@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5g2.planning.hlo import Collective, collectives
+from t5g2.planning.collectives import Collective, collectives
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 

@@ -2,12 +2,15 @@
 
 import pytest
 
+from t5g2.planning.collectives import Collective
+from t5g2.planning.compile import CompiledStep, Memory
 from t5g2.planning.executed import Executed
-from t5g2.planning.hlo import Collective
 from t5g2.planning.roofline import budget, roofline, utilization
 from t5g2.planning.topologies import Chip
 
 CHIP = Chip(name="chip", flops=1e12, hbm_bytes=10**9, hbm_bandwidth=1e10, link_bandwidth=1e9)
+SENT = [Collective("all-gather", "fsdp", 2, 300), Collective("all-reduce", "data", 1, 200)]
+COMPILED = CompiledStep(Memory(1, 2, 3, 4), SENT, flops=3 * 10**12)
 
 
 def bound(**changes):
@@ -17,14 +20,14 @@ def bound(**changes):
         "passes": 3,
         "splits": 4,
         "tensor": 2,
-        "exchanges": [Collective("all-gather", "fsdp", 2, 300), Collective("x", "data", 1, 200)],
+        "compiled": COMPILED,
     }
     return roofline(CHIP, 4, Executed(flops=8 * 10**12, bytes=4 * 10**6), **arguments | changes)
 
 
 def test_each_resource_works_at_its_peak():
     made = bound()
-    assert made.compute == pytest.approx(2.0)
+    assert made.compute == pytest.approx(3.0)
     # A quarter of the products' bytes; half of the weights three times; a quarter of the optimizer.
     assert made.memory == pytest.approx((10**6 + 3 * 2 * 1000 / 2 + 28 * 1000 / 4) / 1e10)
     assert made.network == pytest.approx(500e-9)
@@ -32,9 +35,11 @@ def test_each_resource_works_at_its_peak():
     assert made.in_turn == made.compute + made.network
 
 
-def test_an_unknown_network_is_left_out_of_the_bound():
-    assert bound(exchanges=None).network is None
-    assert bound(exchanges=None).in_turn == bound().compute
+def test_without_a_compiler_work_is_shared_evenly_and_the_network_left_out():
+    made = bound(compiled=None)
+    assert made.compute == pytest.approx(2.0)
+    assert made.network is None
+    assert made.in_turn == made.overlapped == made.compute
 
 
 def test_utilization_is_the_share_of_the_peak():

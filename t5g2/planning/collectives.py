@@ -1,0 +1,131 @@
+"""What a compiled program sends between devices, read from XLA's text of it."""
+
+import collections
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from t5g2.planning.hlo import computations
+
+_COLLECTIVE = re.compile(
+    r"= (?P<shape>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
+    r"ragged-all-to-all|collective-permute|collective-broadcast)(?P<start>-start)?\("
+)
+_ARRAY = re.compile(r"\b(?P<type>pred|[a-z]+\d+(?:[a-z]\w*)?)\[(?P<sizes>[\d,]*)\]")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+    r"\{([^}]*)\}"
+)
+
+
+class Collective(NamedTuple):
+    """Exchanges of one kind between the devices along some mesh axes.
+
+    Attributes:
+        kind: "all-gather", "all-reduce", ...
+        axes: the mesh axes, joined by " x "; "part of" them if not all devices along them do it.
+        number: how many of them a step does.
+        bytes: what a device sends in a step, by the ring algorithm: of an array of n bytes that p
+            devices gather or scatter n (p - 1) / p, and twice that to reduce it to all of them.
+    """
+
+    kind: str
+    axes: str
+    number: int
+    bytes: int
+
+
+class _Exchange(NamedTuple):
+    kind: str
+    bytes: int
+    group: tuple[int, ...]
+    times: int
+
+
+def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
+    """The collectives of a compiled module, most bytes first.
+
+    Args:
+        text: of the module after partitioning, as XLA prints it.
+        mesh: sizes of the mesh axes, by name, in order.
+    """
+    # A collective that overlaps with others stands in several computations, under one channel.
+    found: dict[str, _Exchange] = {}
+    for name, lines, times in computations(text):
+        for number, line in enumerate(lines):
+            if match := _COLLECTIVE.search(line):
+                channel = re.search(r"channel_id=(\d+)", line)
+                key = channel[1] if channel else f"{name} {number}"
+                exchange = _exchange(match, line, name, times, mesh)
+                if key not in found or exchange.times > found[key].times:
+                    found[key] = exchange
+    sums: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+    for exchange in found.values():
+        total = sums[exchange.kind, _axes(exchange.group, mesh)]
+        total[0] += exchange.times
+        total[1] += exchange.times * exchange.bytes
+    made = [Collective(kind, axes, number, size) for (kind, axes), (number, size) in sums.items()]
+    return sorted(made, key=lambda c: -c.bytes)
+
+
+def _exchange(
+    match: re.Match[str], line: str, computation: str, times: int, mesh: dict[str, int]
+) -> _Exchange:
+    kind, group = match["kind"], _first_group(line, math.prod(mesh.values()))
+    arrays = [_array_bytes(array) for array in _ARRAY.finditer(match["shape"])]
+    if match["start"] and match["shape"].startswith("("):
+        # Its shape holds arguments and results (all-reduce: results alone).
+        arrays = arrays if kind == "all-reduce" else arrays[len(arrays) // 2 :]
+    size, count = sum(arrays), len(group)
+    share = (count - 1) / max(count, 1)
+    if kind == "all-reduce" and "all-reduce-scatter" in computation:
+        kind = "reduce-scatter"  # TPU: the scatter follows within the fusion.
+    elif kind == "reduce-scatter":
+        size *= count
+    sent = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
+    return _Exchange(kind, round(size * sent.get(kind, share)), group, times)
+
+
+def _array_bytes(array: re.Match[str]) -> int:
+    bits = 8 if array["type"] == "pred" else int(re.findall(r"\d+", array["type"])[0])
+    return math.prod(int(size) for size in array["sizes"].split(",") if size) * bits // 8
+
+
+def _first_group(line: str, devices: int) -> tuple[int, ...]:
+    """The devices that the first of them exchanges with, in any of XLA's notations."""
+    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
+        return int(match[1]), int(match[2])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return tuple(map(int, match[1].split(",")))
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return tuple(_iota(match[2], match[3]).reshape(_sizes(match[1]))[0].tolist())
+    if match := _MESH_GROUPS.search(line):
+        axes = dict(part.split("=") for part in match[1].split(","))
+        ids = np.arange(devices) if match[2] is None else _iota(match[2], match[3])
+        ordered = ids.reshape([int(size) for size in axes.values()])
+        chosen = match[4].split(",")
+        return tuple(
+            ordered[tuple(slice(None) if a in chosen else 0 for a in axes)].ravel().tolist()
+        )
+    return tuple(range(devices))  # No groups, or one that is empty: all of them.
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(_sizes(sizes))).reshape(_sizes(sizes))
+    return ids if order is None else ids.transpose(_sizes(order))
+
+
+def _sizes(text: str) -> Sequence[int]:
+    return [int(size) for size in text.split(",")]
+
+
+def _axes(group: tuple[int, ...], mesh: dict[str, int]) -> str:
+    """The mesh axes along which a group's devices differ."""
+    places = np.array(np.unravel_index(group, tuple(mesh.values())))
+    varies = [len(set(row)) > 1 for row in places]
+    size = math.prod(n for n, along in zip(mesh.values(), varies, strict=True) if along)
+    names = " x ".join(axis for axis, along in zip(mesh, varies, strict=True) if along)
+    return names if size == len(group) or len(group) == 2 else f"part of {names}"

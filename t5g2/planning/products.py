@@ -1,0 +1,67 @@
+"""Products that each device computes, read from XLA's text of a compiled program.
+
+A program that is split badly computes the same on several devices; that shows only here.
+"""
+
+import math
+import re
+
+from t5g2.planning.hlo import computations
+
+_SHAPE = re.compile(r"^\s*(?:ROOT )?%(\S+) = [a-z]\w*\[([\d,]*)\]")
+_DOT = re.compile(r" dot\(%([^\s,]+), .*lhs_contracting_dims=\{([\d,]*)\}")
+_CONVOLUTION = re.compile(r" convolution\(%([^\s,]+), %([^\s,)]+)\)")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+
+
+def device_flops(text: str) -> int:
+    """FLOPs of all products that one device computes, those in a loop as often as it turns.
+
+    TPU's products are convolutions, whose windows stand for the axes of a batch.
+    """
+    total = 0
+    for _, lines, times in computations(text):
+        sizes: dict[str, list[int]] = {}
+        for line in lines:
+            if match := _SHAPE.match(line):
+                sizes[match[1]] = [int(size) for size in match[2].split(",") if size]
+                if dot := _DOT.search(line):
+                    contracted = [sizes[dot[1]][int(axis)] for axis in dot[2].split(",") if axis]
+                    total += times * 2 * math.prod(sizes[match[1]]) * math.prod(contracted)
+                elif convolution := _CONVOLUTION.search(line):
+                    left, right = sizes[convolution[1]], sizes[convolution[2]]
+                    total += times * _convolution(line, left, right, sizes[match[1]])
+    return total
+
+
+def _convolution(line: str, left: list[int], right: list[int], out: list[int]) -> int:
+    """2 x batch x features in and out x pairs of a place and a part of the window over it."""
+    labels = _LABELS.search(line)
+    assert labels is not None
+    inputs, kernel, result = (
+        dict(zip(names, sizes, strict=True))
+        for names, sizes in zip(labels.groups(), (left, right, out), strict=True)
+    )
+    flops = 2 * result["b"] * result["f"] * kernel["i"]
+    for axis in range(len(left) - 2):
+        place = str(axis)
+        options = {
+            name: int(values.split("x")[axis].split("_")[0])
+            for name, values in re.findall(
+                r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)", line
+            )
+        }
+        flops *= _pairs(inputs[place], kernel[place], result[place], options)
+    return flops
+
+
+def _pairs(inputs: int, kernel: int, outputs: int, options: dict[str, int]) -> int:
+    """How many parts of the window, at all its places, lie on a number, not beside or between."""
+    stride, dilation = options.get("stride", 1), options.get("rhs_dilate", 1)
+    spread, padding = options.get("lhs_dilate", 1), options.get("pad", 0)
+    positions = (
+        place * stride + part * dilation - padding
+        for place in range(outputs)
+        for part in range(kernel)
+    )
+    return sum(p >= 0 and p % spread == 0 and p // spread < inputs for p in positions)
