@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from t5g2.checkpoints.average import write_average
-from t5g2.checkpoints.keeping import CheckpointStore, permanent
+from t5g2.checkpoints.keeping import CheckpointStore
 from t5g2.checkpoints.store import read_arrays
 from t5g2.data.corpus import Corpus
 from t5g2.data.image_examples import ImageExample, ImagePrefix
@@ -65,17 +65,21 @@ def finish(
 
     What an interrupted earlier attempt left is made again.
     """
-    wanted = settings.finish.average_last
-    steps = [checkpoint.step for checkpoint in permanent(store.saved())]
-    step = steps[-1]
-    averaged = steps[-wanted:] if wanted else [step]
+    step, wanted = settings.train.total_steps, max(settings.finish.average_last, 1)
+    chosen = store.newest_permanent(wanted) if hosts.is_first() else []
+    for told in store.news():
+        log.write("event", step, level="warning", message=told)
+        progress.message(told)
+    averaged = [checkpoint.step for checkpoint in chosen]
     if len(averaged) < wanted:
-        progress.message(f"finish.average_last is {wanted} but only {len(steps)} checkpoints exist")
+        progress.message(
+            f"finish.average_last is {wanted} but only {len(averaged)} can be averaged"
+        )
     result = run_dir / AVERAGED_DIR
     with progress.stage(f"averaging steps {', '.join(map(str, averaged))}"):
         if hosts.is_first():
             shutil.rmtree(result, ignore_errors=True)
-            write_average([store.path(step) for step in averaged], result)
+            write_average([checkpoint.path for checkpoint in chosen], result)
         hosts.barrier("averaged")
         params = read_arrays(result / "params")
     loss = heldout.loss(jax.device_put(params, params_shardings))

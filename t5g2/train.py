@@ -196,15 +196,17 @@ def train(settings: Settings, run_dir: Path) -> int:
                     step += 1
                     meter.add(metrics)
 
+                    due = step % settings.checkpoints.every == 0
                     if step % settings.train.log_every == 0:
                         record()
+                        # Out of turn only here: a resumed run's records are over the same steps.
+                        due |= bool(save_wanted(store.wants_save()))
                     if step % settings.evaluation.every == 0 or step == total:
                         meter.pause()
                         loss = heldout.loss(state.params)
                         log.write("eval", step, split="heldout", weights="last", **loss._asdict())
                         progress.message(f"step {step}: held-out loss {loss.loss:.3f} nats/token")
-                    due = step % settings.checkpoints.every == 0
-                    if save_wanted(store.wants_save()) or due:
+                    if due:
                         meter.pause()
                         save(store.save)
                     for told in store.news():

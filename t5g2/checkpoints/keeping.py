@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -142,10 +143,11 @@ class CheckpointStore:
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
-        self._failures = 0
+        self._failures, self._failure = 0, ""
         self._next_attempt: float | None = None
         self._last_saved = time.monotonic()
         self._news: collections.deque[str] = collections.deque()
+        logging.getLogger("absl").addFilter(_without_traceback)
         if hosts.is_first():
             self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -155,6 +157,7 @@ class CheckpointStore:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
         self._checkpointer.close()
+        logging.getLogger("absl").removeFilter(_without_traceback)
 
     def saved(self) -> list[Saved]:
         """The checkpoints, by step."""
@@ -201,6 +204,23 @@ class CheckpointStore:
                 "one from a copy, or remove them all to begin anew"
             )
         return -1
+
+    def newest_permanent(self, count: int) -> list[Saved]:
+        """The newest `count` permanent checkpoints that verify, by step; fewer if there are fewer.
+
+        Damaged ones met on the way are set aside.
+        """
+        sound: list[Saved] = []
+        for checkpoint in reversed(permanent(self.saved())):
+            if len(sound) == count:
+                break
+            try:
+                verify(checkpoint.path)
+            except DamagedError as error:
+                self._news.append(f"{error}; set aside as {set_aside(checkpoint.path)}")
+            else:
+                sound.append(checkpoint)
+        return sound[::-1]
 
     def wants_save(self) -> bool:
         """Whether a temporary checkpoint is due, by the clock or because a save has failed."""
@@ -280,7 +300,7 @@ class CheckpointStore:
                 return
             if delay is None:
                 raise UserError(
-                    f"{self._news.pop()}: make room; the same command goes on from step {newest}"
+                    f"{self._failure}: make room; the same command goes on from step {newest}"
                 )
             time.sleep(delay)
 
@@ -339,7 +359,7 @@ class CheckpointStore:
         if stands is None:
             raise UserError(f"{told}: make room, or name another --run_dir") from error
         delay = min(_FIRST_DELAY * 2**self._failures, _LONGEST_DELAY)
-        self._failures += 1
+        self._failures, self._failure = self._failures + 1, told
         self._next_attempt = time.monotonic() + delay
         self._news.append(
             f"{told}; the checkpoint of step {stands} stands, next attempt in {delay:.0f} s"
@@ -354,6 +374,11 @@ class CheckpointStore:
                 continue
             if not _is_in_use(path):
                 _remove(path.rename(path.with_name(f".{path.name}.pruned")))
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback, in each of its threads, of what it then raises."""
+    return record.exc_info is None
 
 
 def _is_temporary(checkpoint: Path) -> bool:

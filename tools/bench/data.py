@@ -1,24 +1,33 @@
 """Speed and filling of packed rows, beside seqio's pipeline and a bare copy of the tokens.
 
     python tools/bench/data.py
-    python tools/bench/data.py --lengths 512 --workers 1 2 --no_seqio --json data.json
+    python tools/bench/data.py --peer t5 plain  # the former wants `pip install t5`
+    python tools/bench/data.py --lengths 512 --workers 1 2 --peer --json data.json
 
 The documents are those of Python's standard library (or of --corpus), words and signs as tokens,
 in memory as a cache's are. Each round times every way of making rows of T5Gemma 2's mixture in
-turn. Tokens are real ones, of both sides; padding does not count. "one core" is a single thread;
-the seqio pipeline uses all cores, so its speed by the second of CPU time is given, too. Documents
-are shorter than long rows: with --join they are laid end to end until they are three rows long;
-with --cut N they are cut into short ones of at most N tokens.
+turn. Tokens are real ones, of both sides; padding does not count. "one core" is bound to it, the
+same one for all; ours is a single thread. A seqio pipeline is started anew each time, once with all
+cores and once with one; T5's takes up to 16 GB at 16,384. Speed by the second of CPU time is given,
+too, which other load on the machine matters less to. Documents are shorter than long rows: with
+--join they are laid end to end until they are three rows long; with --cut N they are cut into short
+ones of at most N tokens.
 """
 
 import argparse
+import functools
+import importlib.util
 import json
+import multiprocessing
+import os
 import re
 import statistics
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +82,74 @@ def real_tokens(batch: dict[str, np.ndarray]) -> int:
     return sum(np.count_nonzero(batch[f"{side}_segment_ids"]) for side in ("encoder", "decoder"))
 
 
-def measure(tokens_of_batches: Iterator[int], seconds: float) -> dict[str, float]:
+def measure(tokens_of_batches: Iterator[int], seconds: float, places: int) -> dict[str, float]:
     """Real tokens a second, of the clock's and of this process' CPU's, after a warm-up.
 
-    The warm-up takes what was made ahead while there was no hurry.
+    The warm-up takes what was made ahead while there was no hurry. "filled" is the share of real
+    tokens in the places of a batch.
     """
     until = time.perf_counter() + seconds
     warm = [next(tokens_of_batches)]
     while len(warm) < WARM_BATCHES or time.perf_counter() < until:
         warm.append(next(tokens_of_batches))
-    tokens, began, cpu_began = 0, time.perf_counter(), time.process_time()
+    tokens, batches, began, cpu_began = 0, 0, time.perf_counter(), time.process_time()
     while time.perf_counter() < began + seconds:
         tokens += next(tokens_of_batches)
+        batches += 1
     spent, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-    return {"tokens_per_second": tokens / spent, "tokens_per_cpu_second": tokens / cpu}
+    return {
+        "tokens_per_second": tokens / spent,
+        "tokens_per_cpu_second": tokens / cpu,
+        "filled": tokens / (batches * places),
+    }
+
+
+def peer(
+    kind: str, cores: set[int], documents: Documents, length: int, rows: int, seconds: float
+) -> dict[str, float]:
+    """A seqio pipeline's speed, in a new process: its buffers can take many gigabytes.
+
+    Args:
+        kind: as `seqio_peer.batches` knows it.
+        cores: that the process is bound to.
+        documents: to read.
+        length: of either side.
+        rows: in a batch.
+        seconds: to measure.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_measure_peer,
+        args=(theirs, kind, cores, documents, length, rows, seconds),
+        daemon=True,
+    )
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        process.join()
+        sys.exit(f"the seqio pipeline ({kind}) ended early, exit code {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+
+
+def _measure_peer(
+    pipe: Connection,
+    kind: str,
+    cores: set[int],
+    documents: Documents,
+    length: int,
+    rows: int,
+    seconds: float,
+) -> None:
+    os.sched_setaffinity(0, cores)  # before TensorFlow counts them
+    import seqio_peer  # beside this file
+
+    batches = seqio_peer.batches(kind, documents, SPECIAL, length, rows)
+    pipe.send(measure(map(real_tokens, batches), seconds, 2 * rows * length))
 
 
 def copies(documents: Documents, batch_tokens: int) -> Iterator[int]:
@@ -134,26 +197,35 @@ def filling(documents: Documents, length: int, examples: int) -> dict[str, Any]:
 def speeds(documents: Documents, length: int, args: argparse.Namespace) -> dict[str, Any]:
     """Every way of making rows, in turn, round by round."""
     rows = max(args.batch_tokens // (2 * length), 2)
+    every = os.sched_getaffinity(0)
+    one = {max(every)}
+
+    def bound(way: Callable[[], dict[str, float]]) -> dict[str, float]:
+        os.sched_setaffinity(0, one)
+        try:
+            return way()
+        finally:
+            os.sched_setaffinity(0, every)
 
     def ours(workers: int | None) -> dict[str, float]:
         stream = stream_of(documents, length, rows)
         dataset = RowBatches(stream, stream.start(), 0, rows, workers or 0)
         with closing(iter(dataset) if workers is None else dataset.prefetched()) as steps:
-            return measure((real_tokens(step.batch) for step in steps), args.seconds)
+            tokens = (real_tokens(step.batch) for step in steps)
+            return measure(tokens, args.seconds, 2 * rows * length)
 
     ways: dict[str, Callable[[], dict[str, float]]] = {
-        "t5g2, one core": lambda: ours(None),
+        "t5g2, one core": lambda: bound(lambda: ours(None)),
         **{f"t5g2, workers = {n}": lambda n=n: ours(n) for n in args.workers},  # type: ignore[misc]
-        "copy": lambda: measure(copies(documents, args.batch_tokens), args.seconds / 3),
+        "copy": lambda: measure(
+            copies(documents, args.batch_tokens), args.seconds / 3, args.batch_tokens
+        ),
     }
-    if not args.no_seqio:
-        import seqio_peer  # beside this file
-
-        def peer() -> dict[str, float]:
-            batches = seqio_peer.batches(documents, SPECIAL, length, rows)
-            return measure(map(real_tokens, batches), args.seconds)
-
-        ways["seqio + tf.data"] = peer
+    for kind in args.peer:
+        for label, cores in (("all cores", every), ("one core", one)):
+            ways[f"seqio, {kind}, {label}"] = functools.partial(
+                peer, kind, cores, documents, length, rows, args.seconds
+            )
     found: dict[str, Any] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
@@ -170,12 +242,16 @@ def print_speeds(found: dict[str, Any]) -> None:
             of: statistics.median(
                 mine[of] / theirs[of] for mine, theirs in zip(ours, rounds, strict=True)
             )
-            for of in rounds[0]
+            for of in ("tokens_per_second", "tokens_per_cpu_second")
         }
         # Worker processes' CPU time is not this process'.
         cpu = "" if "workers" in name else f", {median['tokens_per_cpu_second']:.3g} x by CPU time"
         ratio = f"one core is {median['tokens_per_second']:.3g} x as fast{cpu}"
-        print(f"  {name:20} {' '.join(cells)} M tokens/s   {'' if rounds is ours else ratio}")
+        filled = f"{rounds[0]['filled']:4.0%} filled"
+        print(
+            f"  {name:24} {' '.join(cells)} M tokens/s, {filled}"
+            f"{'' if rounds is ours else ', ' + ratio}"
+        )
 
 
 def main() -> None:
@@ -188,13 +264,21 @@ def main() -> None:
     parser.add_argument("--join", action="store_true", help="long documents, see above")
     parser.add_argument("--cut", type=int, metavar="N", help="short documents, see above")
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="also with processes")
-    parser.add_argument("--no_seqio", action="store_true")
+    parser.add_argument(
+        "--peer",
+        nargs="*",
+        choices=("t5", "plain"),
+        default=["plain"],
+        help="seqio pipelines to compare with, with the `t5` library or without; none: no name",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each way in each round")
     parser.add_argument("--batch_tokens", type=int, default=262_144, help="places in a batch")
     parser.add_argument("--examples", type=int, default=20_000, help="that filling is taken from")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if "t5" in args.peer and importlib.util.find_spec("t5") is None:
+        sys.exit("--peer t5 needs the t5 library: pip install t5")
     everything = read_documents(args.corpus)
     if args.cut is not None:
         everything = [

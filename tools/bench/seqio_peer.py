@@ -1,10 +1,18 @@
 """The field's way to packed UL2 rows, to compare with: seqio, tf.data, T5's span corruption.
 
 A seqio Task for each denoiser, their Mixture, `seqio.get_dataset` and a packing feature converter:
-what a T5X run reads. The `t5` library is not needed: what its span corruption does (a noise mask by
-random segmentation, sentinels by masking) is written here again with TensorFlow's operations.
+what a T5X run reads. What the tasks do is one of two things:
+
+- "t5": the `t5` library's own preprocessors in their default order, chunk, concatenation of 128
+  documents, split, noise, eos. Its pieces are as long as the inputs are, so that packing finds room
+  for nothing beside them; the targets of 15% corruption and the inputs of prefix language modelling
+  are mostly padding. Its prefix language modelling cannot hide three quarters; a single noise span,
+  which it puts at the end, can.
+- "plain": the same noise written here again with TensorFlow's operations, and little beside it: no
+  documents are concatenated, and `t5` is not needed.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,23 +26,34 @@ _numbers = itertools.count()
 
 
 def batches(
-    documents: Sequence[np.ndarray], special: SpecialTokens, length: int, rows: int
+    kind: str, documents: Sequence[np.ndarray], special: SpecialTokens, length: int, rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of `rows` rows of `length` inputs and targets; all cores take part."""
+    """Endless batches of `rows` rows of `length` inputs and targets; all cores take part.
+
+    Args:
+        kind: "t5" or "plain".
+        documents: tokens, none of which is 0.
+        special: ids to add.
+        length: of either side.
+        rows: in a batch.
+    """
+    preprocessors = {"t5": _t5_preprocessors, "plain": _preprocessors}[kind]
     name = f"peer{next(_numbers)}"
     lengths = [len(document) for document in documents]
     ragged = tf.RaggedTensor.from_row_lengths(np.concatenate(documents), lengths)
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices({"tokens": ragged})
+        return tf.data.Dataset.from_tensor_slices({"targets": ragged})
 
-    feature = seqio.Feature(seqio.PassThroughVocabulary(2**18, special.eos_id), add_eos=False)
+    # T5 counts sentinels down from the last token.
+    vocabulary = seqio.PassThroughVocabulary(special.sentinel_ids.stop, special.eos_id)
+    feature = seqio.Feature(vocabulary, add_eos=kind == "t5")
     rates = []
     for denoiser in T5GEMMA2_UL2:
         seqio.TaskRegistry.add(
             f"{name}_{denoiser.name}",
             source=seqio.FunctionDataSource(dataset, splits=["train"]),
-            preprocessors=_preprocessors(denoiser, special, length),
+            preprocessors=preprocessors(denoiser, special, length),
             output_features={"inputs": feature, "targets": feature},
         )
         rates.append((f"{name}_{denoiser.name}", denoiser.weight))
@@ -51,6 +70,38 @@ def batches(
     return packed.batch(rows).prefetch(2).as_numpy_iterator()
 
 
+def _t5_preprocessors(
+    denoiser: Denoiser, special: SpecialTokens, length: int
+) -> list[Callable[[tf.data.Dataset], tf.data.Dataset]]:
+    from t5.data import preprocessors as t5
+
+    rate = denoiser.corruption_rate
+    append_eos = seqio.preprocessors.append_eos
+    if denoiser.mean_span is not None:
+        corrupt = functools.partial(
+            t5.span_corruption, mean_noise_span_length=denoiser.mean_span, noise_density=rate
+        )
+        return [corrupt, append_eos]
+    # Its inputs end with eos where ours begin with bos: they are of equal length.
+    longest = denoiser.longest(length, length, special)
+    # The steps of `span_corruption`, which would derive the length of pieces from the inputs alone.
+    return [
+        functools.partial(t5.select_random_chunk, feature_key="targets", max_length=65536),
+        functools.partial(t5.reduce_concat_tokens, feature_key="targets", batch_size=128),
+        functools.partial(t5.split_tokens, feature_key="targets", max_tokens_per_segment=longest),
+        functools.partial(
+            t5.denoise,
+            inputs_fn=t5.noise_span_to_unique_sentinel,
+            targets_fn=t5.nonnoise_span_to_unique_sentinel,
+            noise_density=rate,
+            noise_mask_fn=functools.partial(
+                t5.random_spans_noise_mask, mean_noise_span_length=longest
+            ),
+        ),
+        append_eos,
+    ]
+
+
 def _preprocessors(
     denoiser: Denoiser, special: SpecialTokens, length: int
 ) -> list[Callable[[tf.data.Dataset], tf.data.Dataset]]:
@@ -58,15 +109,15 @@ def _preprocessors(
 
     def split(dataset: tf.data.Dataset) -> tf.data.Dataset:
         def pieces(document: dict[str, tf.Tensor]) -> tf.data.Dataset:
-            tokens = document["tokens"]
+            tokens = document["targets"]
             starts = tf.data.Dataset.range(0, tf.size(tokens, tf.int64), longest)
-            return starts.map(lambda start: {"tokens": tokens[start : start + longest]})
+            return starts.map(lambda start: {"targets": tokens[start : start + longest]})
 
         return dataset.flat_map(pieces)
 
     @seqio.map_over_dataset(num_seeds=2)
     def denoise(example: dict[str, tf.Tensor], seeds: tf.Tensor) -> dict[str, tf.Tensor]:
-        tokens = example["tokens"]
+        tokens = example["targets"]
         mask = _noise_mask(tf.size(tokens), denoiser, seeds)
         targets = _with_sentinels(tokens, ~mask, special)
         return {
