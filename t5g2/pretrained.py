@@ -155,18 +155,24 @@ class Pretrained:
         prompts: Sequence[Prompt],
         max_new_tokens: int,
         sampling: generation.Sampling = generation.GREEDY,
+        *,
+        streams: Int[np.ndarray, " B"] | None = None,
     ) -> list[Int[np.ndarray, " n"]]:
-        """Generates from encoder tokens, one batch; ends each at eos, which is left out."""
-        ids, mask = _right_padded([prompt.ids for prompt in prompts], self.tokenizer.pad_id)
+        """Generates from encoder tokens, one batch; ends each at eos, which is left out.
+
+        Arguments are those of `generation.generate`.
+        """
+        ids, mask = right_padded([prompt.ids for prompt in prompts], self.tokenizer.pad_id)
         images = [prompt.images for prompt in prompts if prompt.images is not None]
         made = generation.generate(
             self.model,
-            jnp.asarray(ids),
-            jnp.asarray(mask),
+            ids,
+            mask,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             eos_ids=(self.tokenizer.eos_id,),
-            images=jnp.concatenate(images) if images else None,
+            streams=streams,
+            images=np.concatenate(images) if images else None,
         )
         ends = [np.flatnonzero(row == self.tokenizer.eos_id) for row in made]
         return [row[: end[0]] if len(end) else row for row, end in zip(made, ends, strict=True)]
@@ -237,10 +243,21 @@ def _listed(image: str | Path | Sequence[str | Path] | None) -> Sequence[str | P
 _logits = nnx.jit(lambda model, *arguments: model(*arguments))
 
 
-def _right_padded(
-    rows: Sequence[Int[np.ndarray, " n"]], pad_id: int
+def right_padded(
+    rows: Sequence[Int[np.ndarray, " n"]], pad_id: int, shortest: int | None = None
 ) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
-    ids = np.full((len(rows), max(map(len, rows))), pad_id, np.int32)
+    """Token ids of rows of unequal length, and a mask that is 1 where they are.
+
+    Args:
+        rows: token ids.
+        pad_id: what follows them.
+        shortest: pad to the power of two that holds the longest, at least this; None: no further
+            than the longest.
+    """
+    length = max(map(len, rows))
+    if shortest is not None:
+        length = generation.bucket(length, shortest)
+    ids = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row

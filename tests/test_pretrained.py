@@ -2,16 +2,12 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
-from gemma_images import gemma_with_images, hf_processor
+from gemma_images import gemma_with_images, hf_processor, model_with_images
 from PIL import Image
 
-from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
-from t5g2.models.config import TINY, VisionConfig
-from t5g2.models.t5gemma2 import abstract_model, parameter_tree
 from t5g2.models.vision import normalised
 from t5g2.pretrained import Pretrained
 
@@ -25,33 +21,7 @@ def directory(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(directory):
-    tokenizer = load_tokenizer(directory)
-    ids = {tokenizer.id_to_piece(token): token for token in range(tokenizer.vocab_size)}
-    vision = VisionConfig(
-        hidden_size=16,
-        mlp_dim=24,
-        num_layers=1,
-        num_heads=2,
-        image_size=SIZE,
-        patch_size=7,
-        tokens_per_image=4,
-        boi_id=ids["<start_of_image>"],
-        image_id=ids["<image_soft_token>"],
-    )
-    config = dataclasses.replace(
-        TINY,
-        vocab_size=tokenizer.vocab_size,
-        num_layers=2,
-        global_every=2,
-        vision=vision,
-        eoi_id=ids["<end_of_image>"],
-    )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32),
-        parameter_tree(abstract_model(config)),
-    )
-    return Pretrained(config, params, tokenizer, {})
+    return model_with_images(directory, SIZE)
 
 
 @pytest.fixture(scope="module")

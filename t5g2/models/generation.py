@@ -268,20 +268,20 @@ _jit_start = jax.jit(_start, static_argnames="capacity")
 _jit_advance = jax.jit(_advance, static_argnames="top_k", donate_argnames="state")
 
 
-def _bucket(size: int, smallest: int) -> int:
+def bucket(size: int, smallest: int) -> int:
     """The smallest power of two that holds `size`, and is at least `smallest`."""
     return max(smallest, 1 << (size - 1).bit_length())
 
 
 def _prepare(
     model: T5Gemma2,
-    input_ids: Int[Array, "B S"],
-    attention_mask: Int[Array, "B S"] | None,
+    input_ids: Int[Array | np.ndarray, "B S"],
+    attention_mask: Int[Array | np.ndarray, "B S"] | None,
     max_new_tokens: int,
     sampling: Sampling,
     eos_ids: tuple[int, ...],
-    streams: Int[Array, " B"] | None,
-    images: Shaped[Array, "M size size 3"] | None,
+    streams: Int[Array | np.ndarray, " B"] | None,
+    images: Shaped[Array | np.ndarray, "M size size 3"] | None,
 ) -> tuple[_Prompts, _Choice]:
     """Checks the arguments of `generate` and pads them to their bucket, on the host."""
     ids, vocab_size = np.asarray(input_ids), model.config.vocab_size
@@ -304,8 +304,8 @@ def _prepare(
     numbers = np.arange(rows) if streams is None else np.asarray(streams)
     if numbers.shape != (rows,):
         raise UserError(f"streams must have one number for each of {rows} rows: {numbers.shape}")
-    extra = _bucket(rows, 1) - rows
-    beyond = ((0, extra), (0, _bucket(ids.shape[1], SHORTEST) - ids.shape[1]))
+    extra = bucket(rows, 1) - rows
+    beyond = ((0, extra), (0, bucket(ids.shape[1], SHORTEST) - ids.shape[1]))
     choice = _Choice(jnp.asarray(eos_ids, jnp.int32), None, None, None)
     if sampling.temperature > 0:
         key = jax.random.key(np.uint32(sampling.seed))
@@ -323,7 +323,7 @@ def _prepare(
     )
     if images is not None:
         slots = images_by_row(model.config, ids, np.asarray(images))
-        spare = _bucket(slots.shape[1], 1) - slots.shape[1]
+        spare = bucket(slots.shape[1], 1) - slots.shape[1]
         padding = ((0, extra), (0, spare), (0, 0), (0, 0), (0, 0))
         prompts = prompts._replace(images=jnp.asarray(np.pad(slots, padding)))
     return prompts, choice
@@ -331,14 +331,14 @@ def _prepare(
 
 def generate(
     model: T5Gemma2,
-    input_ids: Int[Array, "B S"],
-    attention_mask: Int[Array, "B S"] | None = None,
+    input_ids: Int[Array | np.ndarray, "B S"],
+    attention_mask: Int[Array | np.ndarray, "B S"] | None = None,
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     eos_ids: tuple[int, ...],
-    streams: Int[Array, " B"] | None = None,
-    images: Shaped[Array, "M size size 3"] | None = None,
+    streams: Int[Array | np.ndarray, " B"] | None = None,
+    images: Shaped[Array | np.ndarray, "M size size 3"] | None = None,
 ) -> Int[np.ndarray, "B T"]:
     """Generates up to `max_new_tokens` tokens for each row, in one compiled program.
 
@@ -362,21 +362,21 @@ def generate(
     prompts, choice = _prepare(
         model, input_ids, attention_mask, max_new_tokens, sampling, eos_ids, streams, images
     )
-    capacity = _bucket(max_new_tokens, SHORTEST)
+    capacity = bucket(max_new_tokens, SHORTEST)
     tokens = _jit_run(model, prompts, choice, np.int32(max_new_tokens), capacity, sampling.top_k)
     return np.asarray(tokens)[: len(input_ids), :max_new_tokens]
 
 
 def stream(
     model: T5Gemma2,
-    input_ids: Int[Array, "B S"],
-    attention_mask: Int[Array, "B S"] | None = None,
+    input_ids: Int[Array | np.ndarray, "B S"],
+    attention_mask: Int[Array | np.ndarray, "B S"] | None = None,
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     eos_ids: tuple[int, ...],
-    streams: Int[Array, " B"] | None = None,
-    images: Shaped[Array, "M size size 3"] | None = None,
+    streams: Int[Array | np.ndarray, " B"] | None = None,
+    images: Shaped[Array | np.ndarray, "M size size 3"] | None = None,
 ) -> Iterator[Int[np.ndarray, " B"]]:
     """Yields the columns of what `generate` returns as they come, until every row is done.
 
@@ -387,7 +387,7 @@ def stream(
     )
 
     def columns() -> Iterator[Int[np.ndarray, " B"]]:
-        decoder, state = _jit_start(model, prompts, _bucket(max_new_tokens, SHORTEST))
+        decoder, state = _jit_start(model, prompts, bucket(max_new_tokens, SHORTEST))
         for _ in range(max_new_tokens):
             state = _jit_advance(decoder, state, choice, sampling.top_k)
             # A copy: the next step reuses the state's memory.
