@@ -269,7 +269,7 @@ class Description(NamedTuple):
     """What a checkpoint or Hugging Face directory says of itself, without its parameters.
 
     Attributes:
-        config: its hyperparameters.
+        config: its hyperparameters; what it attended with in training is left open.
         tokenizer: the file or directory of its tokenizer.
         meta: a checkpoint's metadata; empty for a Hugging Face directory.
     """
@@ -290,7 +290,8 @@ def describe(path: Path) -> Description:
     if _is_hf(path):
         return Description(from_hf_config(read_hf_config(path)), path, {})
     meta = read_meta(path)
-    return Description(settings.model_of(meta), path / meta["tokenizer"], meta)
+    config = dataclasses.replace(settings.model_of(meta), attention="auto")
+    return Description(config, path / meta["tokenizer"], meta)
 
 
 def read_params(path: Path, config: ModelConfig) -> Any:

@@ -28,6 +28,7 @@ from t5g2.evaluation import HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
 from t5g2.initialization import load_teacher, make_first_state, starting_tokenizer
+from t5g2.kernels.attention import choose_backend
 from t5g2.parallel import hosts
 from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
@@ -71,6 +72,7 @@ def train(settings: Settings, run_dir: Path) -> int:
     hosts.start(settings.hosts)
     mesh = make_mesh(settings.mesh)
     check_rows(mesh, settings.train.rows, settings.train.accumulation)
+    attention_backend = choose_backend(settings.model.attention, mesh.abstract_mesh)
 
     with Progress(total, stream=None if hosts.is_first() else Nowhere()) as progress:
         # ---- Data
@@ -142,6 +144,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 "total_steps": total,
                 "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "attention": attention_backend,
                 "config_hash": settings.hash(),
                 "versions": package_versions(),
                 "unigram_entropy": corpus.facts["unigram_entropy"],
@@ -150,6 +153,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
             }
             log.start(step, **facts)
+            progress.message(f"attention: {attention_backend}")
 
             def warn(told: str) -> None:
                 log.write("event", step, level="warning", message=told)

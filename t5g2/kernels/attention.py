@@ -3,11 +3,21 @@
 Masks are data: callers say which segment and position each token has, never an S x T matrix.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
+
+from t5g2.errors import UserError
+from t5g2.kernels.on_mesh import current_mesh, on_each_device, target_platform
+
+Backend = Literal["reference", "blockwise", "splash"]
+
+# What a back end that is not XLA's runs on.
+_PLATFORMS: dict[Backend, str] = {"splash": "tpu"}
 
 
 class KeyValues(NamedTuple):
@@ -31,6 +41,30 @@ class Window(NamedTuple):
 
     left: int | None
     right: int | None
+
+
+def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None) -> Backend:
+    """What `attention` attends with in a program for some devices.
+
+    Args:
+        wanted: by the configuration; "auto": the fused kernel of the devices' platform, or, if
+            there is none, "blockwise".
+        mesh: the devices; None: those that jax runs on, where "auto" is "blockwise".
+
+    Raises:
+        UserError: the devices do not run what is wanted.
+    """
+    platform = jax.default_backend() if mesh is None else target_platform(mesh)
+    if wanted == "auto":
+        fused = {} if mesh is None else {needed: name for name, needed in _PLATFORMS.items()}
+        return fused.get(platform, "blockwise")
+    needed = _PLATFORMS.get(wanted, platform)
+    if needed != platform:
+        raise UserError(
+            f"model.attention = '{wanted}' is for {needed.upper()}s, not for {platform.upper()}s: "
+            "leave it 'auto'"
+        )
+    return wanted
 
 
 def _visible(
@@ -58,6 +92,7 @@ def attention(
     *,
     window: Window,
     scale: float,
+    backend: Backend | Literal["auto"] = "auto",
 ) -> Float[Array, "B T H N"]:
     """Softmax attention of queries over `keys` and, if given, `memory` in one joint softmax.
 
@@ -66,10 +101,16 @@ def attention(
     only keys of its own segment. Logits and softmax are float32. A query that sees nothing
     (padding) gets zeros.
 
-    Long sequences are worked on a block of queries at a time, in which a windowed layer sees the
-    neighbouring blocks of keys alone: neither memory nor time grows with T x S. That takes
-    queries and keys to be the same tokens, and the positions of a segment to count by one along
-    the row, as they do in batches and in prompts.
+    Back ends, of which `choose_backend` takes one for the mesh that the program is traced for:
+
+    - "reference" makes one mask and one matrix of logits of all queries by all keys.
+    - "blockwise" works on a block of queries at a time, in which a windowed layer sees the
+      neighbouring blocks of keys alone: neither memory nor time grows with T x S.
+    - "splash" is a fused kernel for TPU.
+
+    All but the first take queries and keys to be the same tokens, and the positions of a segment to
+    count by one along the row, as they do in batches and in prompts. Where there are other keys, as
+    in a decoder's cache, the reference attends.
 
     Args:
         query: [B, T, H, N] queries, after normalisation and RoPE.
@@ -80,14 +121,27 @@ def attention(
             do not apply to them.
         window: reach of the self-attention.
         scale: factor on the logits.
+        backend: which one; see `choose_backend`.
 
     Returns:
         [B, T, H, N] in the dtype of `query`.
+
+    Raises:
+        UserError: by `choose_backend`.
     """
+    mesh = current_mesh()
+    chosen = choose_backend(backend, mesh)
     inputs = (query, query_segment_ids, query_positions, keys)
     length = query.shape[1]
     block = _block_size(window)
-    if keys.key.shape[1] != length or length < 2 * block:
+    if keys.key.shape[1] != length or chosen == "reference":
+        return reference_attention(*inputs, memory, window=window, scale=scale)
+    if chosen == "splash":
+        from t5g2.kernels.splash import splash
+
+        kernel = functools.partial(splash, window=window, scale=scale)
+        return on_each_device(kernel, mesh)(query, query_segment_ids, keys, memory)
+    if length < 2 * block:
         return reference_attention(*inputs, memory, window=window, scale=scale)
     return _blockwise_attention(*inputs, memory, window=window, scale=scale, block=block)
 

@@ -47,6 +47,7 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(head_dim, "head_dim", config.rms_norm_eps, rngs=rngs)
         self.k_norm = RMSNorm(head_dim, "head_dim", config.rms_norm_eps, rngs=rngs)
         self.scale = config.query_pre_attn_scalar**-0.5
+        self.backend = config.attention
 
     def key_values(
         self,
@@ -73,6 +74,13 @@ class Attention(nnx.Module):
         """Attends from `x` to `keys` (within `window`) and to `memory` (all of it)."""
         query = rotate(self.q_norm(project(x, self.q[...].astype(x.dtype))))
         mixed = attention(
-            query, segment_ids, positions, keys, memory, window=window, scale=self.scale
+            query,
+            segment_ids,
+            positions,
+            keys,
+            memory,
+            window=window,
+            scale=self.scale,
+            backend=self.backend,
         )
         return project(mixed, self.o[...].astype(x.dtype))

@@ -5,10 +5,11 @@ import math
 from typing import Literal
 
 RematPolicy = Literal["none", "dots", "full"]
+AttentionBackend = Literal["auto", "reference", "blockwise", "splash"]
 
 # What changes how the model is computed but not which function it computes: a run may be resumed
 # with other values of these.
-EXECUTION_FIELDS = frozenset({"dtype", "scan_layers", "remat"})
+EXECUTION_FIELDS = frozenset({"dtype", "scan_layers", "remat", "attention"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,8 @@ class ModelConfig:
         scan_layers: scan over the local/global pattern instead of unrolling the layers: compiles
             faster, same function.
         remat: what the backward pass recomputes: nothing, all but matrix products, or all.
+        attention: what training and evaluation attend with; auto: what suits the devices (see
+            `kernels.attention.choose_backend`).
     """
 
     vocab_size: int
@@ -134,6 +137,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = True
     remat: RematPolicy = "none"
+    attention: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:
         sizes = {

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5g2.errors import UserError
+from t5g2.kernels.on_mesh import HEAD_AXIS, ROW_AXES
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
@@ -16,12 +17,12 @@ PARAMETER_RULES: Mapping[str, str] = {
     "vision_embed": "fsdp",
     "vision_mlp": "tensor",
     "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
+    "heads": HEAD_AXIS,
+    "kv_heads": HEAD_AXIS,
     "mlp": "tensor",
 }
 # Rows of a batch are split over every axis that does not split the model itself.
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(ROW_AXES)
 
 
 def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:

@@ -110,7 +110,7 @@ class CompiledStep(NamedTuple):
     Attributes:
         memory: bytes on each device.
         collectives: what each device sends.
-        flops: of the products that each device computes.
+        flops: of the products that each device computes, kernels aside.
     """
 
     memory: Memory

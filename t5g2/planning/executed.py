@@ -13,14 +13,16 @@ class Executed(NamedTuple):
     Attributes:
         flops: 2 m k n of every product [m, k] x [k, n].
         bytes: of the factors and the results of all products.
+        in_kernels: FLOPs of those in kernels, which XLA does not see.
     """
 
     flops: int = 0
     bytes: int = 0
+    in_kernels: int = 0
 
     def plus(self, other: "Executed", times: int = 1) -> "Executed":
         """This and `times` the other."""
-        return Executed(self.flops + times * other.flops, self.bytes + times * other.bytes)
+        return Executed(*(mine + times * more for mine, more in zip(self, other, strict=True)))
 
 
 def executed(jaxpr: Jaxpr | ClosedJaxpr) -> Executed:
@@ -42,7 +44,8 @@ def executed(jaxpr: Jaxpr | ClosedJaxpr) -> Executed:
         elif name == "pallas_call":
             blocks = math.prod(params["grid_mapping"].grid)
             flops = blocks * executed(params["jaxpr"]).flops
-            total = total.plus(Executed(flops, _bytes([*equation.invars, *equation.outvars])))
+            size = _bytes([*equation.invars, *equation.outvars])
+            total = total.plus(Executed(flops, size, flops))
         elif name == "cond":
             total = total.plus(max(executed(branch) for branch in params["branches"]))
         elif name == "while":

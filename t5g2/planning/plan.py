@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t5g2.kernels.attention import Backend, choose_backend
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree, split_frozen
 from t5g2.planning.compile import (
@@ -46,6 +47,7 @@ class Plan:
         teacher_flops: that the teacher's forward pass needs.
         executed: what the step multiplies.
         recomputed: FLOPs of it that `model.remat` adds.
+        attention: what it attends with.
         state: bytes that the step is given, on each device.
         result: what the compiler says; None: it cannot compile for this machine here.
         roofline: the shortest time of a step; None: of a CPU, or a step that does not fit.
@@ -60,6 +62,7 @@ class Plan:
     teacher_flops: int
     executed: Executed
     recomputed: int
+    attention: Backend
     state: StateBytes
     result: CompiledStep | OutOfMemory | None
     roofline: Roofline | None
@@ -80,7 +83,8 @@ class Plan:
         """FLOPs that more than one device spends on the same products; 0 if that is not known."""
         if not isinstance(self.result, CompiledStep):
             return 0
-        return self.topology.count * self.result.flops - self.executed.flops
+        by_xla = self.executed.flops - self.executed.in_kernels
+        return self.topology.count * self.result.flops - by_xla
 
     @property
     def fits(self) -> bool | None:
@@ -136,6 +140,7 @@ class Plan:
             "batch": dataclasses.asdict(self.load) | {"tokens": self.load.tokens},
             "accumulation": self.settings.train.accumulation,
             "remat": self.settings.model.remat,
+            "attention": self.attention,
             "config_hash": self.settings.hash(),
             "parameters": {"all": self.parameters[0], "trained": self.parameters[1]},
             "flops": {
@@ -236,6 +241,7 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
         teacher_flops=taught,
         executed=work,
         recomputed=recomputed,
+        attention=choose_backend(settings.model.attention, step.mesh.abstract_mesh),
         state=step.state,
         result=result,
         roofline=bound,

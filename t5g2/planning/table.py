@@ -32,6 +32,7 @@ def _what(plan: Plan) -> str:
             ("batch", f"{load.rows:,} rows of {load.inputs:,} + {load.targets:,} tokens{images}"),
             ("", f"{load.tokens:,} tokens, in {train.accumulation} microbatch(es)"),
             ("remat", plan.settings.model.remat),
+            ("attention", plan.attention),
             ("parameters", f"{plan.parameters[0]:,}, of which {plan.parameters[1]:,} train"),
         ],
     )

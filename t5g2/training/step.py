@@ -186,15 +186,16 @@ def trace_train_step(
     def step(
         state: TrainState, batch: DeviceBatch, teacher: Teacher | None
     ) -> tuple[TrainState, StepMetrics]:
-        return train_step(
-            state,
-            batch,
-            config=config,
-            optimizer=optimizer,
-            num_tasks=num_tasks,
-            accumulation=accumulation,
-            teacher=teacher,
-        )
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Kernels ask for it.
+            return train_step(
+                state,
+                batch,
+                config=config,
+                optimizer=optimizer,
+                num_tasks=num_tasks,
+                accumulation=accumulation,
+                teacher=teacher,
+            )
 
     batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room, images))
     jitted = jax.jit(
@@ -220,7 +221,8 @@ def jit_eval_step(
     """Loss sums of one batch, compiled for a mesh."""
 
     def step(params: Any, batch: DeviceBatch) -> LossSums:
-        return loss_sums(config, params, batch, num_tasks)[1]
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return loss_sums(config, params, batch, num_tasks)[1]
 
     return jax.jit(
         step,

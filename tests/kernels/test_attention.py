@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packed_rows import SCALE, long_rows, packed
 
 from t5g2.kernels.attention import KeyValues, Window, attention, reference_attention
-
-SCALE = 0.3
 
 
 def looped(query, segments, positions, keys, memory, window):
@@ -37,16 +36,6 @@ def looped(query, segments, positions, keys, memory, window):
             weights = np.exp(np.array(logits) - max(logits))
             out[b, t, h] = weights @ np.array(values) / weights.sum()
     return out
-
-
-def packed(segments):
-    """Positions that restart with every segment."""
-    segments = np.asarray(segments)
-    positions = np.zeros_like(segments)
-    for row, t in np.ndindex(segments.shape):
-        if t and segments[row, t] == segments[row, t - 1]:
-            positions[row, t] = positions[row, t - 1] + 1
-    return segments, positions
 
 
 # Two packed rows, with padding at the end, at the start, and in the encoder only.
@@ -142,26 +131,6 @@ def test_bfloat16_operands_keep_float32_logits_and_softmax():
     # Weights and result are rounded once each (2^-9); logits of about 30 in bfloat16 would be off
     # by a tenth each.
     assert jnp.abs(out.astype(np.float32) - exact).max() < 2**-6
-
-
-def long_rows(length, memory_length, seed=0):
-    """Two rows packed with random segments, one of which ends in padding."""
-    rng = np.random.default_rng(seed)
-
-    def segments(length):
-        rows = np.zeros((2, length), int)
-        for row, end in ((0, length), (1, length - length // 5)):
-            cuts = np.sort(rng.choice(np.arange(1, end), 4, replace=False))
-            rows[row, :end] = 1 + np.searchsorted(cuts, np.arange(end), side="right")
-        return packed(rows)
-
-    def random(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    own, other = segments(length), segments(memory_length)
-    keys = KeyValues(random(2, length, 2, 8), random(2, length, 2, 8), *own)
-    memory = KeyValues(random(2, memory_length, 2, 8), random(2, memory_length, 2, 8), *other)
-    return random(2, length, 4, 8), own, keys, memory
 
 
 BLOCKWISE = {
