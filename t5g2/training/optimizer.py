@@ -1,27 +1,43 @@
 """The optimizer: a chain of optax transformations."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import optax
 
+# Of a Muon update, so that AdamW's rates and decay serve (arXiv:2502.16982, section 2.2).
+_MUON_RMS = 0.2
+# The axes that a weight of the layers, which are stacked on the first, multiplies and gives.
+_MUON_AXES = {
+    **dict.fromkeys(("q", "k", "v"), optax.contrib.MuonDimensionNumbers((1,), (2, 3))),
+    "o": optax.contrib.MuonDimensionNumbers((1, 2), (3,)),
+    **dict.fromkeys(("gate", "up", "down"), optax.contrib.MuonDimensionNumbers((1,), (2,))),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW behind global-norm clipping.
+    """Global-norm clipping, an optimizer, decoupled weight decay.
 
     Attributes:
-        b1: decay of the first moment.
-        b2: decay of the second moment.
+        name: 'adamw', the recipe's; 'adafactor', as T5 was trained: second moments factored, no
+            first ones, updates in proportion to a layer's weights, hence another learning rate
+            (about 0.01); 'muon' for the layers' matrices, AdamW for the rest, at AdamW's rates.
+        b1: decay of the first moment; of Muon's momentum `momentum`.
+        b2: decay of the second moment; Adafactor's is 1 - step**-0.8.
         eps: added to the root of the second moment.
+        momentum: Muon's.
         weight_decay: decoupled; norms and the end-of-image embedding are exempt.
         clip_norm: the gradient of the mean loss is scaled down to this global norm.
     """
 
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.95
     weight_decay: float = 0.1
     clip_norm: float = 1.0
 
@@ -30,25 +46,82 @@ class OptimizerConfig:
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}")
 
 
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Clipping, then the optimizer at the schedule's rate."""
+    made = {"adamw": _adamw, "adafactor": _adafactor, "muon": _muon}[config.name]
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        made(config, schedule),
+    )
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
+    )
+
+
+def _adafactor(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Adafactor without momentum (Shazeer and Stern, arXiv:1804.04235, algorithm 4)."""
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        _by_layer(optax.clip_by_block_rms(1.0)),
+        _by_layer(optax.scale_by_param_block_rms()),
+        optax.add_decayed_weights(config.weight_decay, _decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    muon = optax.contrib.muon(
+        schedule,
+        beta=config.momentum,
+        weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: _muon_axes(path), params
+        ),
+        consistent_rms=_MUON_RMS,
+    )
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "adamw" if _muon_axes(path) is None else "muon", params
+        )
+
+    return optax.partition({"muon": muon, "adamw": _adamw(config, schedule)}, labels)
+
+
+def _muon_axes(path: Sequence[Any]) -> optax.contrib.MuonDimensionNumbers | None:
+    return _MUON_AXES.get(path[-1].key) if _is_stacked(path) else None
+
+
+def _by_layer(stateless: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies what acts on each array as a whole to each layer of stacked ones alone."""
+
+    def update(updates: Any, params: Any) -> Any:
+        def one(update: jax.Array, param: jax.Array) -> jax.Array:
+            return stateless.update(update, optax.EmptyState(), param)[0]
+
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u, p: (jax.vmap(one) if _is_stacked(path) else one)(u, p), updates, params
+        )
+
+    return optax.stateless(update)
+
+
+def _is_stacked(path: Sequence[Any]) -> bool:
+    return any(entry.key == "layers" for entry in path)
+
+
 def _decayed(params: Any) -> Any:
     def is_matrix(path: Any, _: Any) -> bool:
         return path[-1].key not in ("scale", "eoi_embedding")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Clipping, then AdamW at the schedule's rate."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
-        ),
-    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from t5g2.models.config import ModelConfig
@@ -39,20 +39,51 @@ def state_shardings(
 ) -> tuple[TrainState, Any]:
     """Shapes and shardings of the train state; moments lie where their parameters lie.
 
+    Factored moments, which lack one of a parameter's axes, are split like the axes that they have.
+
     Returns:
         Two `TrainState`s: of shape structs, and of NamedShardings.
     """
     shapes = jax.eval_shape(lambda: initial_state(config, optimizer, 0))
     params = parameter_shardings(mesh, logical_axes(config), shapes.params)
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        shapes.opt_state,
-        split_frozen(params)[0],
-        transform_non_params=lambda _: replicated(mesh),
+    opt_state = _beside_parameters(
+        shapes.opt_state, split_frozen(shapes.params)[0], split_frozen(params)[0], mesh
     )
     step: Any = replicated(mesh)
     return shapes, TrainState(step, params, opt_state)
+
+
+def _beside_parameters(opt_state: Any, shapes: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of an optimizer's arrays, which are those of the parameters they are named after.
+
+    Args:
+        opt_state: shape structs; what belongs to a parameter stands under its path.
+        shapes: of the parameters.
+        shardings: of the parameters.
+        mesh: the devices.
+    """
+    parameters = {
+        _names(path): (shape.shape, sharding.spec)
+        for (path, shape), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path: Any, array: Any) -> NamedSharding:
+        names = _names(path)
+        owners = [names[i:] for i in range(len(names)) if names[i:] in parameters]
+        shape, axes = parameters[owners[0]] if owners else ((), ())
+        for gone in (None, *range(len(shape))):
+            left = [i for i in range(len(shape)) if i != gone]
+            if array.shape and array.shape == tuple(shape[i] for i in left):
+                return NamedSharding(mesh, PartitionSpec(*(axes[i] for i in left)))
+        return replicated(mesh)  # counters, and moments that are not kept
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def make_state_from(
