@@ -189,6 +189,11 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     add_gin_arguments(config)
     checkpoint = parts.add_parser("checkpoint", help="what a checkpoint holds")
     checkpoint.add_argument("checkpoint", metavar="DIR")
+    runs = parts.add_parser("run", help="how a run stands and what looks wrong; several compared")
+    runs.add_argument(
+        "run_dirs", nargs="+", metavar="DIR", help="run directory; several are compared"
+    )
+    runs.add_argument("--html", metavar="FILE", help="write a page there, instead of text")
 
 
 def _checkpoint(parser: argparse.ArgumentParser) -> None:

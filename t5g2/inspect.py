@@ -1,133 +1,53 @@
-"""`t5g2 inspect`: what the data, a configuration or a checkpoint holds."""
+"""`t5g2 inspect`: a look at data, a configuration, a checkpoint, or one run or several."""
 
 import argparse
+import time
 from pathlib import Path
 
-import jax
-
-from t5g2 import settings
-from t5g2.checkpoints.manifest import verify
-from t5g2.checkpoints.store import array_shapes, read_meta
-from t5g2.data.cache_format import TOKENIZER_DIR
-from t5g2.data.corpus import Corpus, open_corpus, reopen_corpus
-from t5g2.data.inspection import SourceFacts, summarise
-from t5g2.data.sources.opening import TextSource
-from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
-from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
-from t5g2.parallel.mesh import configure_devices, make_mesh
-from t5g2.parallel.rules import parameter_shardings
-from t5g2.reporting.data_page import as_page
-from t5g2.reporting.data_text import as_text
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the view that `args.what` names."""
-    views = {"data": _data, "config": _config, "checkpoint": _checkpoint}
+    if args.what == "run":
+        print(_runs(args))
+        return 0
+    # Apart, because they import jax: a look at a run is to take no second.
+    from t5g2 import inspect_setup
+
+    views = {
+        "data": inspect_setup.data,
+        "config": inspect_setup.config,
+        "checkpoint": inspect_setup.checkpoint,
+    }
     print(views[args.what](args))
     return 0
 
 
-def _data(args: argparse.Namespace) -> str:
-    if (args.run_dir is None) == (not args.gin_file):
-        raise UserError("give either --run_dir or --gin_file")
-    if args.run_dir is not None:
-        run_dir = Path(args.run_dir)
-        chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
-        corpus = reopen_corpus(chosen.corpus, run_dir, chosen.model)
-    else:
-        chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
-        path, cache = chosen.tokenizer.path, chosen.corpus.cache
-        if path is None and cache is None:
-            raise UserError(
-                f"{args.gin_file[-1]} trains its tokenizer in the run: give --run_dir of a run, or "
-                "--gin.tokenizer.path"
-            )
-        tokenizer = load_tokenizer(Path(path or f"{cache}/{TOKENIZER_DIR}"))
-        corpus = open_corpus(chosen.corpus, tokenizer, chosen.model)
-    data = chosen.data
-    summary = summarise(
-        corpus.mixture(args.split, data),
-        corpus.tokenizer,
-        rows=chosen.train.rows,
-        inputs_length=data.inputs_length,
-        targets_length=data.targets_length,
-        images_per_row=data.images_per_row,
-        seed=data.seed,
-        examples=args.examples,
-        batches=args.batches,
-        total_steps=chosen.train.total_steps if args.split == "train" else None,
-        about=lambda name: _about(corpus, name, args.split),
-    )
-    if args.html is None:
-        return as_text(summary)
-    page = Path(args.html)
+def _runs(args: argparse.Namespace) -> str:
+    run_dirs = [Path(path) for path in args.run_dirs]
+    if args.html is not None:
+        return _page(run_dirs, Path(args.html))
+    from t5g2.reporting import run_text
+    from t5g2.reporting.metrics_log import read_metrics
+
+    histories = {str(path): read_metrics(path, most=run_text.RECORDS) for path in run_dirs}
+    if len(histories) == 1:
+        ((name, history),) = histories.items()
+        return run_text.summary(name, history, time.time())
+    return run_text.comparison(histories, time.time())
+
+
+def _page(run_dirs: list[Path], page: Path) -> str:
+    from t5g2.reporting.compare_page import compare_page
+    from t5g2.reporting.report import write_report
+
     try:
-        write_atomically(page, as_page(summary, Path(args.run_dir or args.gin_file[-1]).stem))
+        if len(run_dirs) == 1:
+            write_report(run_dirs[0], page)
+        else:
+            write_atomically(page, compare_page(run_dirs))
     except OSError as error:
         raise UserError(f"--html {page} cannot be written: {error.strerror}") from None
     return f"{page}: open it in a browser"
-
-
-def _about(corpus: Corpus, name: str, split: str) -> SourceFacts:
-    """What a corpus knows of a source; its bad records are those that were met so far."""
-    (source,) = (source for source in corpus.sources if source.name == name)
-    counted = corpus.facts.get("sources", {}).get(name)
-    met = source.bad.count(name) if isinstance(source, TextSource) else 0
-    return SourceFacts(
-        language=source.spec.language,
-        tokens=counted and counted[split]["tokens"],
-        bad_records=max(met, counted["bad_records"] if counted else 0),
-    )
-
-
-def _config(args: argparse.Namespace) -> str:
-    chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    configure_devices(chosen.mesh)
-    mesh = make_mesh(chosen.mesh)
-    params = parameter_tree(abstract_model(chosen.model))
-    shardings = parameter_shardings(mesh, logical_axes(chosen.model), params)
-    lines = [chosen.to_gin(), f"# Parameters, float32, on a mesh of {dict(mesh.shape)}:"]
-    total = here = 0
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    for (path, array), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        size = 4 * array.size // sharding.num_devices * _copies(sharding)
-        total, here = total + array.size, here + size
-        lines.append(f"#   {name:44} {array.shape!s:24} {sharding.spec!s:40} {size:>14,} B/device")
-    lines.append(f"# {total:,} parameters; {here:,} bytes of them on each device")
-    return "\n".join(lines)
-
-
-def _copies(sharding: jax.sharding.NamedSharding) -> int:
-    """On how many devices each part of an array lies."""
-    split = [axis for axis in sharding.spec if axis is not None]
-    parts = 1
-    for axis in split:
-        parts *= sharding.mesh.shape[axis]
-    return sharding.num_devices // parts
-
-
-def _checkpoint(args: argparse.Namespace) -> str:
-    checkpoint = Path(args.checkpoint)
-    meta = read_meta(checkpoint)
-    verdict = verify(checkpoint)
-    shapes = array_shapes(checkpoint / "params")
-    total = sum(size for _, _, size in shapes)
-    facts = {
-        "step": meta["step"],
-        "tokens": f"{meta['tokens']:,} ({meta['target_tokens']:,} targets)",
-        "averaged steps": ", ".join(map(str, meta.get("averaged_steps", []))) or "none",
-        "configuration": meta.get("config_hash") or f"none: imported from {meta['imported_from']}",
-        "data digest": f"{meta['digest']:08x}",
-        "resumable": "yes" if (checkpoint / "optimizer").is_dir() else "no: parameters alone",
-        "written by": ", ".join(f"{name} {v}" for name, v in meta["versions"].items()),
-        "verified": "no: written before checkpoints had checksums"
-        if verdict is None
-        else f"yes: {verdict.files} files, {verdict.size:,} bytes",
-        "parameters": f"{total:,}",
-    }
-    lines = [f"{name + ':':16} {value}" for name, value in facts.items()]
-    lines += [f"  {name:44} {shape!s:24} {size:>14,}" for name, shape, size in shapes]
-    return "\n".join(lines)

@@ -17,7 +17,14 @@ from t5g2.reporting.numbers import tick
 from t5g2.reporting.series import Curve, Points, decimate, view_top
 
 _SIDE = 1000  # of the square that the SVG's coordinates span
-_POINTS = 6000  # of one chart, all its curves together
+_POINTS = 6000  # drawn of one chart, all its curves together
+_FINE_POINTS = 12_000  # kept of it for a closer look
+# Shown by report.js, without which they would do nothing.
+_BUTTONS = (
+    '<span class="zoom" hidden><button type="button" data-by="0.5" title="closer">+</button>'
+    '<button type="button" data-by="2" title="further away">−</button>'
+    '<button type="button" data-by="0" title="all of it">all</button></span>'
+)
 Form = Literal["fixed", "scientific", "compact", "percent"]
 
 
@@ -44,7 +51,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart over training steps.
+    """A chart over training steps, or over tokens.
 
     Attributes:
         title: Its heading.
@@ -55,6 +62,7 @@ class Chart:
         logarithmic: The vertical axis is logarithmic, where all values are positive.
         level: A horizontal line: its value and name.
         resumes: Steps at which the run was resumed.
+        axis: What the horizontal axis counts.
     """
 
     title: str
@@ -65,6 +73,7 @@ class Chart:
     logarithmic: bool = False
     level: tuple[float, str] | None = None
     resumes: Sequence[int] = ()
+    axis: str = "step"
 
 
 def draw(chart: Chart) -> str:
@@ -72,7 +81,7 @@ def draw(chart: Chart) -> str:
     full = [series for series in chart.series if series.curve.points or series.curve.bad]
     heading = f'<figcaption>{escape(chart.title)} <span class="unit">{escape(chart.unit)}</span>'
     if not any(series.curve.points for series in full):
-        notes = _notes(full, 0, None, math.inf) or ["No values recorded yet."]
+        notes = _notes(full, chart.axis, 0, 0, None, math.inf) or ["No values recorded yet."]
         return f'<figure class="chart">{heading}</figcaption>{_paragraph(notes)}</figure>'
 
     values = [y for series in full if series.look != "dots" for _, y in series.curve.points]
@@ -120,31 +129,36 @@ def draw(chart: Chart) -> str:
         for series in full
         if series.in_legend
     )
+    fine = max(50, min(2000, _FINE_POINTS // (2 * len(full))))
     data = {
         "form": chart.form,
+        "axis": chart.axis,
+        "logarithmic": y_axis.logarithmic,
+        "resumes": list(chart.resumes),
         "low": x_axis.low,
         "high": x_axis.high,
         "series": [
             {
                 "name": series.name,
                 "colour": series.colour,
-                "dots": series.look == "dots",
+                "look": series.look,
+                "dashed": series.dashed,
                 "x": [x for x, _ in points],
                 "y": [float(f"{y:.5g}") for _, y in points],
             }
-            for series, points in thinned
-            if points
+            for series in full
+            if (points := decimate(series.curve.points, fine))
         ],
     }
-    notes = _notes(full, buckets, chart.resumes, y_axis.high)
+    notes = _notes(full, chart.axis, buckets, fine, chart.resumes, y_axis.high)
     return (
-        f'<figure class="chart">{heading}</figcaption>'
+        f'<figure class="chart">{heading}{_BUTTONS}</figcaption>'
         f'<div class="legend">{legend}</div>'
         f'<div class="plot" tabindex="0" role="img" aria-label="{escape(_spoken(chart, full))}">'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" aria-hidden="true">'
-        f"{''.join(drawn)}</svg>{''.join(labels)}"
+        f"<g>{''.join(drawn)}</g></svg>{''.join(labels)}"
         f'<span class="cursor" hidden></span><div class="readout" hidden></div></div>'
-        f'<p class="axis">step</p>{_paragraph(notes)}'
+        f'<p class="axis">{escape(chart.axis)}</p>{_paragraph(notes)}'
         f'<script type="application/json">{embedded(data)}</script></figure>'
     )
 
@@ -219,7 +233,12 @@ def _bad_marks(full: Sequence[Series], x_axis: _Axis) -> str:
 
 
 def _notes(
-    full: Sequence[Series], buckets: int, resumes: Sequence[int] | None, top: float
+    full: Sequence[Series],
+    axis: str,
+    buckets: int,
+    fine: int,
+    resumes: Sequence[int] | None,
+    top: float,
 ) -> list[str]:
     notes = []
     for series in full:
@@ -227,7 +246,8 @@ def _notes(
             count, first = len(series.curve.bad), series.curve.bad[0]
             what = "1 value" if count == 1 else f"{count:,} values"
             notes.append(
-                f"{series.name}: {what} not finite, marked at the top; first at step {first:,.0f}."
+                f"{series.name}: {what} not finite, marked at the top; the first at "
+                f"{axis} {first:,.0f}."
             )
         highest = max((y for _, y in series.curve.points), default=0.0)
         if highest > top:
@@ -235,7 +255,8 @@ def _notes(
     most = max((len(series.curve.points) for series in full), default=0)
     if most > 2 * buckets + 2:
         notes.append(
-            f"{most:,} records, drawn as the lowest and the highest of each of {buckets} groups."
+            f"{most:,} records, drawn as the lowest and the highest of each of {buckets} groups"
+            + (f" ({fine} zoomed in)." if fine > buckets else ".")
         )
     if resumes:
         notes.append("Dotted verticals: the run was resumed there.")

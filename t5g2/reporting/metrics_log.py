@@ -7,6 +7,7 @@ which of them count.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import json
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from t5g2.errors import UserError
+from t5g2.reporting.thinning import thinned
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -199,7 +201,7 @@ class RunHistory:
         return None
 
 
-def read_metrics(path: str | os.PathLike[str]) -> RunHistory:
+def read_metrics(path: str | os.PathLike[str], most: int | None = None) -> RunHistory:
     """Reads a `metrics.jsonl`.
 
     Where a process started at step N, the train and eval records of later steps from before that
@@ -208,6 +210,8 @@ def read_metrics(path: str | os.PathLike[str]) -> RunHistory:
 
     Args:
         path: The file, or the run directory that holds it.
+        most: About how many train records to read, spread evenly, the last ones all; None: every
+            one. The other records are read whole.
 
     Raises:
         UserError: If there is no such file.
@@ -216,7 +220,7 @@ def read_metrics(path: str | os.PathLike[str]) -> RunHistory:
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no metrics there; give the directory of a run") from error
 
@@ -227,7 +231,7 @@ def read_metrics(path: str | os.PathLike[str]) -> RunHistory:
     summary: Row | None = None
     superseded = 0
     unreadable = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in thinned(content.split(b"\n"), most):
         if not line.strip():
             continue
         row = _parse(line)
@@ -270,6 +274,18 @@ def read_metrics(path: str | os.PathLike[str]) -> RunHistory:
         superseded=superseded,
         unreadable_lines=unreadable,
     )
+
+
+def placed_by_tokens(history: RunHistory) -> list[Row]:
+    """The eval records, their `tokens` those of training at their step, not their own."""
+    steps = [row["step"] for row in history.train if "tokens" in row]
+    tokens = [row["tokens"] for row in history.train if "tokens" in row]
+    placed = []
+    for row in history.eval:
+        # Only some steps are recorded: the last one before it is close enough.
+        place = bisect.bisect(steps, row["step"])
+        placed.append({**row, "tokens": tokens[place - 1] if place else 0})
+    return placed
 
 
 def _parse(line: bytes) -> Row | None:

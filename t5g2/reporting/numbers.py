@@ -52,9 +52,11 @@ def clock(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """4.26 → "4.3 s"; 372 → "6 min 12 s"; 90061 → "25 h 1 min"."""
+    """4.26 → "4.3 s"; 372 → "6 min 12 s"; 90061 → "25 h 1 min"; from 2 days on, days."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

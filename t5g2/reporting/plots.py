@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5g2.files import write_atomically
-from t5g2.reporting.metrics_log import RunHistory
+from t5g2.reporting.metrics_log import RunHistory, placed_by_tokens
 from t5g2.reporting.numbers import compact, tick
 from t5g2.reporting.series import Curve, Points, curve, decimate, inner_names, smooth, view_top
 from t5g2.reporting.task_losses import TaskNames, regrouped
@@ -44,7 +44,7 @@ def plot_loss(
     rows = [*history.train, *history.eval]
     by_tokens = any("tokens" in row for row in history.train)
     x = "tokens" if by_tokens else "step"
-    heldout = _on_axis(history, x)
+    heldout = placed_by_tokens(history) if by_tokens else history.eval
 
     figure = Figure(figsize=(9, 7.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -67,20 +67,6 @@ def plot_loss(
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_atomically(path, picture.getvalue())
-
-
-def _on_axis(history: RunHistory, x: str) -> list[dict[str, Any]]:
-    """The held-out records, placed by the tokens of training at their step, not their own."""
-    if x == "step":
-        return history.eval
-    tokens = {row["step"]: row["tokens"] for row in history.train if "tokens" in row}
-    placed = []
-    for row in history.eval:
-        at = 0 if row["step"] == 0 else tokens.get(row["step"])
-        if at is None:  # only some steps are recorded: the last one before it is close enough
-            at = max((count for step, count in tokens.items() if step <= row["step"]), default=0)
-        placed.append({**row, "tokens": at})
-    return placed
 
 
 def _draw_losses(

@@ -1,0 +1,129 @@
+"""`t5g2 inspect data|config|checkpoint`: what goes into a run, and what it saved."""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from t5g2 import settings
+from t5g2.checkpoints.manifest import verify
+from t5g2.checkpoints.store import array_shapes, read_meta
+from t5g2.data.cache_format import TOKENIZER_DIR
+from t5g2.data.corpus import Corpus, open_corpus, reopen_corpus
+from t5g2.data.inspection import SourceFacts, summarise
+from t5g2.data.sources.opening import TextSource
+from t5g2.data.tokenizer import load_tokenizer
+from t5g2.errors import UserError
+from t5g2.files import write_atomically
+from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
+from t5g2.parallel.mesh import configure_devices, make_mesh
+from t5g2.parallel.rules import parameter_shardings
+from t5g2.reporting.data_page import as_page
+from t5g2.reporting.data_text import as_text
+
+
+def data(args: argparse.Namespace) -> str:
+    """Examples and statistics of the data."""
+    if (args.run_dir is None) == (not args.gin_file):
+        raise UserError("give either --run_dir or --gin_file")
+    if args.run_dir is not None:
+        run_dir = Path(args.run_dir)
+        chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
+        corpus = reopen_corpus(chosen.corpus, run_dir, chosen.model)
+    else:
+        chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
+        path, cache = chosen.tokenizer.path, chosen.corpus.cache
+        if path is None and cache is None:
+            raise UserError(
+                f"{args.gin_file[-1]} trains its tokenizer in the run: give --run_dir of a run, or "
+                "--gin.tokenizer.path"
+            )
+        tokenizer = load_tokenizer(Path(path or f"{cache}/{TOKENIZER_DIR}"))
+        corpus = open_corpus(chosen.corpus, tokenizer, chosen.model)
+    chosen_data = chosen.data
+    summary = summarise(
+        corpus.mixture(args.split, chosen_data),
+        corpus.tokenizer,
+        rows=chosen.train.rows,
+        inputs_length=chosen_data.inputs_length,
+        targets_length=chosen_data.targets_length,
+        images_per_row=chosen_data.images_per_row,
+        seed=chosen_data.seed,
+        examples=args.examples,
+        batches=args.batches,
+        total_steps=chosen.train.total_steps if args.split == "train" else None,
+        about=lambda name: _about(corpus, name, args.split),
+    )
+    if args.html is None:
+        return as_text(summary)
+    page = Path(args.html)
+    try:
+        write_atomically(page, as_page(summary, Path(args.run_dir or args.gin_file[-1]).stem))
+    except OSError as error:
+        raise UserError(f"--html {page} cannot be written: {error.strerror}") from None
+    return f"{page}: open it in a browser"
+
+
+def _about(corpus: Corpus, name: str, split: str) -> SourceFacts:
+    """What a corpus knows of a source; its bad records are those that were met so far."""
+    (source,) = (source for source in corpus.sources if source.name == name)
+    counted = corpus.facts.get("sources", {}).get(name)
+    met = source.bad.count(name) if isinstance(source, TextSource) else 0
+    return SourceFacts(
+        language=source.spec.language,
+        tokens=counted and counted[split]["tokens"],
+        bad_records=max(met, counted["bad_records"] if counted else 0),
+    )
+
+
+def config(args: argparse.Namespace) -> str:
+    """Every setting with its value, and the parameters."""
+    chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
+    configure_devices(chosen.mesh)
+    mesh = make_mesh(chosen.mesh)
+    params = parameter_tree(abstract_model(chosen.model))
+    shardings = parameter_shardings(mesh, logical_axes(chosen.model), params)
+    lines = [chosen.to_gin(), f"# Parameters, float32, on a mesh of {dict(mesh.shape)}:"]
+    total = here = 0
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    for (path, array), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        size = 4 * array.size // sharding.num_devices * _copies(sharding)
+        total, here = total + array.size, here + size
+        lines.append(f"#   {name:44} {array.shape!s:24} {sharding.spec!s:40} {size:>14,} B/device")
+    lines.append(f"# {total:,} parameters; {here:,} bytes of them on each device")
+    return "\n".join(lines)
+
+
+def _copies(sharding: jax.sharding.NamedSharding) -> int:
+    """On how many devices each part of an array lies."""
+    split = [axis for axis in sharding.spec if axis is not None]
+    parts = 1
+    for axis in split:
+        parts *= sharding.mesh.shape[axis]
+    return sharding.num_devices // parts
+
+
+def checkpoint(args: argparse.Namespace) -> str:
+    """What a checkpoint holds."""
+    path = Path(args.checkpoint)
+    meta = read_meta(path)
+    verdict = verify(path)
+    shapes = array_shapes(path / "params")
+    total = sum(size for _, _, size in shapes)
+    facts = {
+        "step": meta["step"],
+        "tokens": f"{meta['tokens']:,} ({meta['target_tokens']:,} targets)",
+        "averaged steps": ", ".join(map(str, meta.get("averaged_steps", []))) or "none",
+        "configuration": meta.get("config_hash") or f"none: imported from {meta['imported_from']}",
+        "data digest": f"{meta['digest']:08x}",
+        "resumable": "yes" if (path / "optimizer").is_dir() else "no: parameters alone",
+        "written by": ", ".join(f"{name} {v}" for name, v in meta["versions"].items()),
+        "verified": "no: written before checkpoints had checksums"
+        if verdict is None
+        else f"yes: {verdict.files} files, {verdict.size:,} bytes",
+        "parameters": f"{total:,}",
+    }
+    lines = [f"{name + ':':16} {value}" for name, value in facts.items()]
+    lines += [f"  {name:44} {shape!s:24} {size:>14,}" for name, shape, size in shapes]
+    return "\n".join(lines)
