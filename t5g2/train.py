@@ -10,6 +10,7 @@ import jax
 
 from t5g2.checkpoints.keeping import CheckpointStore, clear_remains, has_checkpoint
 from t5g2.checkpoints.store import CHECKPOINTS_DIR, package_versions, read_meta
+from t5g2.compile_cache import use_compile_cache
 from t5g2.data.corpus import (
     FACTS_FILE,
     TOKENIZER_DIR,
@@ -70,6 +71,7 @@ def train(settings: Settings, run_dir: Path) -> int:
     # ---- Devices
     configure_devices(settings.mesh)
     hosts.start(settings.hosts)
+    use_compile_cache(run_dir)
     mesh = make_mesh(settings.mesh)
     check_rows(mesh, settings.train.rows, settings.train.accumulation)
     attention_backend = choose_backend(settings.model.attention, mesh.abstract_mesh)
