@@ -19,7 +19,7 @@ def use_compile_cache(run_dir: Path) -> None:
     Args:
         run_dir: the run's directory.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     if jax.default_backend() == "cpu":
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
