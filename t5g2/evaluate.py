@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.checkpoint} does not say what to evaluate on: give --gin_file")
     configure_devices(chosen.mesh)
     mesh = make_mesh(chosen.mesh)
-    check_rows(mesh, chosen.train.rows, 1)
+    check_rows(mesh, chosen.rows, 1)
     corpus = open_corpus(chosen.corpus, pretrained.tokenizer, pretrained.config)
     check_tower(corpus, pretrained.params)
-    stream = row_stream(corpus, "heldout", chosen.data, chosen.train.rows)
+    stream = row_stream(corpus, "heldout", chosen.data, chosen.rows)
     config = pretrained.config
     shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)
     step = jit_eval_step(mesh, shardings, config=config, num_tasks=len(stream.tasks))

@@ -44,7 +44,7 @@ def data(args: argparse.Namespace) -> str:
     summary = summarise(
         corpus.mixture(args.split, chosen_data),
         corpus.tokenizer,
-        rows=chosen.train.rows,
+        rows=chosen.rows,
         inputs_length=chosen_data.inputs_length,
         targets_length=chosen_data.targets_length,
         images_per_row=chosen_data.images_per_row,
@@ -81,9 +81,14 @@ def config(args: argparse.Namespace) -> str:
     chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
     configure_devices(chosen.mesh)
     mesh = make_mesh(chosen.mesh)
+    parts = chosen.batch_parts(mesh)
     params = parameter_tree(abstract_model(chosen.model))
     shardings = parameter_shardings(mesh, logical_axes(chosen.model), params)
-    lines = [chosen.to_gin(), f"# Parameters, float32, on a mesh of {dict(mesh.shape)}:"]
+    lines = [
+        chosen.to_gin(),
+        f"# Batch: {parts}",
+        f"# Parameters, float32, on a mesh of {dict(mesh.shape)}:",
+    ]
     total = here = 0
     flat = jax.tree_util.tree_leaves_with_path(params)
     for (path, array), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):

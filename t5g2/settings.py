@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from t5g2 import config
 from t5g2.checkpoints.keeping import CheckpointConfig
 from t5g2.data.corpus import TokenizerConfig
@@ -13,6 +15,7 @@ from t5g2.data.mixture import DataConfig
 from t5g2.data.sources import CorpusConfig
 from t5g2.errors import UserError
 from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
+from t5g2.parallel.batch import BatchParts, rows_for, split_batch
 from t5g2.parallel.hosts import HostsConfig
 from t5g2.parallel.mesh import MeshConfig
 from t5g2.training.optimizer import OptimizerConfig
@@ -28,8 +31,12 @@ class TrainConfig:
     Attributes:
         total_steps: length of the run; the learning rate decays over it.
         stop_at: stop after this step, as if interrupted; None: at the end.
-        rows: rows of a global batch.
-        accumulation: microbatches that a batch is split into, one after the other.
+        rows: rows of a global batch; None: as many as `tokens_per_batch` makes.
+        tokens_per_batch: inputs and targets of a global batch, padding included, instead of `rows`:
+            the number of rows that comes within 2% of it and that most meshes can share.
+        accumulation: microbatches that a batch is split into, one after the other; more if
+            `rows_per_device` asks for more.
+        rows_per_device: the most rows of a microbatch that a device takes; None: any number.
         log_every: steps between two records in the metrics log.
         seed: of the initial parameters.
         accept_changes: whether a run may go on with other data than it began with: other values of
@@ -42,9 +49,11 @@ class TrainConfig:
     """
 
     total_steps: int
-    rows: int
+    rows: int | None = None
+    tokens_per_batch: int | None = None
     stop_at: int | None = None
     accumulation: int = 1
+    rows_per_device: int | None = None
     log_every: int = 10
     seed: int = 0
     accept_changes: bool = False
@@ -52,10 +61,19 @@ class TrainConfig:
     teacher: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "rows", "accumulation", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.rows % self.accumulation:
+        counts = ("rows", "tokens_per_batch", "rows_per_device", "accumulation")
+        for name in ("total_steps", "log_every", *counts):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.rows is None and self.tokens_per_batch is None:
+            raise ValueError("rows or tokens_per_batch must be given")
+        if self.rows is not None and self.tokens_per_batch is not None:
+            raise ValueError(
+                f"rows = {self.rows} and tokens_per_batch = {self.tokens_per_batch} say the same "
+                "thing twice: set one of them to None"
+            )
+        if self.rows is not None and self.rows % self.accumulation:
             raise ValueError(f"accumulation ({self.accumulation}) must divide rows ({self.rows})")
 
 
@@ -95,7 +113,10 @@ class FinishConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A whole configuration, a section an attribute."""
+    """A whole configuration, a section an attribute.
+
+    `train.tokens_per_batch` has become `train.rows` in it: they are part of what makes a run.
+    """
 
     model: ModelConfig
     corpus: CorpusConfig
@@ -109,6 +130,37 @@ class Settings:
     checkpoints: CheckpointConfig
     evaluation: EvaluationConfig
     finish: FinishConfig
+
+    def __post_init__(self) -> None:
+        tokens = self.train.tokens_per_batch
+        if tokens is None:
+            return
+        try:
+            rows = rows_for(tokens, self.data.inputs_length + self.data.targets_length)
+            train = dataclasses.replace(self.train, rows=rows, tokens_per_batch=None)
+        except ValueError as error:
+            raise UserError(f"train: {error}") from error
+        object.__setattr__(self, "train", train)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a global batch."""
+        assert self.train.rows is not None
+        return self.train.rows
+
+    def batch_parts(self, mesh: Mesh) -> BatchParts:
+        """The global batch on a mesh.
+
+        Raises:
+            UserError: see `split_batch`.
+        """
+        return split_batch(
+            mesh,
+            self.rows,
+            (self.data.inputs_length, self.data.targets_length),
+            accumulation=self.train.accumulation,
+            rows_per_device=self.train.rows_per_device,
+        )
 
     def sections(self) -> dict[str, Any]:
         """Section name to its dataclass."""
@@ -137,6 +189,7 @@ MAY_CHANGE = frozenset(
         "train.stop_at",
         "train.log_every",
         "train.accumulation",
+        "train.rows_per_device",
         "train.accept_changes",
         "data.workers",
         *(f"model.{name}" for name in EXECUTION_FIELDS),

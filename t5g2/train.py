@@ -31,7 +31,7 @@ from t5g2.finish import finish, is_finished, write_figures
 from t5g2.initialization import load_teacher, make_first_state, starting_tokenizer
 from t5g2.kernels.attention import choose_backend
 from t5g2.parallel import hosts
-from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
+from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
 from t5g2.reporting.metrics_log import MetricsLog, NoLog
 from t5g2.reporting.progress import Nowhere, Progress
@@ -73,7 +73,7 @@ def train(settings: Settings, run_dir: Path) -> int:
     hosts.start(settings.hosts)
     use_compile_cache(run_dir)
     mesh = make_mesh(settings.mesh)
-    check_rows(mesh, settings.train.rows, settings.train.accumulation)
+    parts = settings.batch_parts(mesh)
     attention_backend = choose_backend(settings.model.attention, mesh.abstract_mesh)
 
     with Progress(total, stream=None if hosts.is_first() else Nowhere()) as progress:
@@ -84,10 +84,11 @@ def train(settings: Settings, run_dir: Path) -> int:
             corpus, changes = _corpus(settings, run_dir, progress)
         accepted += changes
         rows, heldout_rows = (
-            row_stream(corpus, "train", settings.data, settings.train.rows),
-            row_stream(corpus, "heldout", settings.data, settings.train.rows),
+            row_stream(corpus, "train", settings.data, settings.rows),
+            row_stream(corpus, "heldout", settings.data, settings.rows),
         )
         _check_sizes(settings, corpus)
+        progress.message(f"batch: {parts}")
         if hosts.is_first():
             write_atomically(run_dir / CONFIG_FILE, settings.to_gin())
         tasks = [task.name for task in rows.tasks]
@@ -112,7 +113,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 config=settings.model,
                 optimizer=optimizer,
                 num_tasks=len(tasks),
-                accumulation=settings.train.accumulation,
+                accumulation=parts.accumulation,
                 teacher=teacher,
             )
         eval_step = jit_eval_step(
@@ -147,6 +148,7 @@ def train(settings: Settings, run_dir: Path) -> int:
                 "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "attention": attention_backend,
+                "batch": parts.to_json(),
                 "config_hash": settings.hash(),
                 "versions": package_versions(),
                 "unigram_entropy": corpus.facts["unigram_entropy"],
@@ -272,11 +274,11 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
             f"{settings.model.vocab_size}: raise it, or lower tokenizer.vocab_size"
         )
     tokens = corpus.facts["train"]["tokens"]
-    batch = settings.train.rows * (settings.data.inputs_length + settings.data.targets_length)
+    batch = settings.rows * (settings.data.inputs_length + settings.data.targets_length)
     if tokens < batch:
         raise UserError(
             f"corpus.path: {tokens:,} training tokens are less than one batch of {batch:,}: add "
-            "text, or lower train.rows or the sequence lengths"
+            "text, or lower train.rows (train.tokens_per_batch) or the sequence lengths"
         )
 
 

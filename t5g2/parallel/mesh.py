@@ -82,15 +82,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(ordered, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
+def row_parts(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into: those of the axes that share them."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_rows(mesh: Mesh, rows: int, accumulation: int) -> None:
     """Refuses batches whose microbatches cannot be dealt out evenly.
 
     Raises:
         UserError: `rows` is no multiple of `accumulation` times the devices that share the rows.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
+    parts = row_parts(mesh) * accumulation
     if rows % parts:
+        below = rows // parts * parts
+        fitting = " or ".join(str(fit) for fit in (below, below + parts) if fit)
         raise UserError(
-            f"train.rows = {rows} must be a multiple of {parts} (mesh.data x mesh.fsdp x "
-            "train.accumulation)"
+            f"a batch of {rows} rows (train.rows, or train.tokens_per_batch) must be a multiple of "
+            f"{parts} (mesh.data x mesh.fsdp x train.accumulation): train.rows = {fitting} would do"
         )

@@ -21,7 +21,8 @@ from t5g2.data.sources.mixture_file import read_mixture
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
-from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
+from t5g2.parallel.batch import BatchParts
+from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding, parameter_shardings
 from t5g2.planning.collectives import Collective, collectives
 from t5g2.planning.flops import Load
@@ -127,6 +128,7 @@ class Step:
         traced: the step.
         state: bytes of what it is given.
         load: what it works on.
+        parts: how the devices share it.
         teacher: hyperparameters of the teacher, if there is one.
     """
 
@@ -134,6 +136,7 @@ class Step:
     traced: jax.stages.Traced
     state: StateBytes
     load: Load
+    parts: BatchParts
     teacher: Teacher | None
 
 
@@ -179,7 +182,7 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
     """
     mesh = make_mesh(settings.mesh, devices)
     train, data = settings.train, settings.data
-    check_rows(mesh, train.rows, train.accumulation)
+    parts = settings.batch_parts(mesh)
     num_tasks, images = _tasks(settings)
     optimizer = make_optimizer(
         settings.optimizer, make_schedule(settings.schedule, train.total_steps)
@@ -191,27 +194,28 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
         mesh,
         shapes,
         shardings,
-        rows=train.rows,
+        rows=parts.rows,
         room=room,
         config=settings.model,
         optimizer=optimizer,
         num_tasks=num_tasks,
-        accumulation=train.accumulation,
+        accumulation=parts.accumulation,
         images=images,
         teacher=teacher,
     )
-    batch = jax.eval_shape(lambda: empty_batch(train.rows, *room, images))
+    batch = jax.eval_shape(lambda: empty_batch(parts.rows, *room, images))
     return Step(
         mesh=mesh,
         traced=traced,
         state=_state_bytes(shapes, shardings, batch, teacher, mesh),
         load=Load(
-            rows=train.rows,
+            rows=parts.rows,
             inputs=data.inputs_length,
             targets=data.targets_length,
             images=0 if images is None else images.per_row,
             image_features=images is not None and images.slot.name == "image_features",
         ),
+        parts=parts,
         teacher=teacher,
     )
 

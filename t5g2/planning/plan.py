@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t5g2.kernels.attention import Backend, choose_backend
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree, split_frozen
+from t5g2.parallel.batch import BatchParts
 from t5g2.planning.compile import (
     CompiledStep,
     OutOfMemory,
@@ -42,6 +43,7 @@ class Plan:
         settings: the recipe.
         mesh: sizes of the mesh axes.
         load: what a step works on.
+        parts: how the devices share it.
         parameters: number of all parameters, and of those that train.
         flops: that the model needs.
         teacher_flops: that the teacher's forward pass needs.
@@ -57,6 +59,7 @@ class Plan:
     settings: Settings
     mesh: dict[str, int]
     load: Load
+    parts: BatchParts
     parameters: tuple[int, int]
     flops: ModelFlops
     teacher_flops: int
@@ -118,7 +121,6 @@ class Plan:
         chip = self.topology.chip
         if chip is None or self.fits is not False:
             return None
-        train = self.settings.train
         state, fsdp = sum(self.state), self.mesh["fsdp"]
         if state > (1 - HEADROOM) * chip.hbm_bytes:
             more = fsdp < self.topology.count // self.mesh["tensor"]
@@ -126,8 +128,8 @@ class Plan:
             return f"parameters, optimizer and batch alone fill a device: {what}"
         if self.settings.model.remat != "full":
             return f"set model.remat = 'full' (now '{self.settings.model.remat}')"
-        if train.rows > train.accumulation * self.mesh["data"] * fsdp:
-            return f"raise train.accumulation (now {train.accumulation})"
+        if self.parts.rows_per_device > 1:
+            return f"set train.rows_per_device = {self.parts.rows_per_device // 2}"
         if self.mesh["data"] > 1:
             return f"raise mesh.fsdp (now {fsdp})"
         return "shorten data.inputs_length and data.targets_length, or take a larger slice"
@@ -138,7 +140,8 @@ class Plan:
             "topology": dataclasses.asdict(self.topology),
             "mesh": self.mesh,
             "batch": dataclasses.asdict(self.load) | {"tokens": self.load.tokens},
-            "accumulation": self.settings.train.accumulation,
+            "accumulation": self.parts.accumulation,
+            "rows_per_device": self.parts.rows_per_device,
             "remat": self.settings.model.remat,
             "attention": self.attention,
             "config_hash": self.settings.hash(),
@@ -218,7 +221,7 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
     counts = parameter_counts(settings.model)
     bound = None
     if topology.chip is not None and not isinstance(result, OutOfMemory):
-        passes = (3 if settings.model.remat == "full" else 2) * settings.train.accumulation
+        passes = (3 if settings.model.remat == "full" else 2) * step.parts.accumulation
         bound = roofline(
             topology.chip,
             topology.count,
@@ -236,6 +239,7 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
         settings=settings,
         mesh=mesh,
         load=step.load,
+        parts=step.parts,
         parameters=counts,
         flops=model_flops(settings.model, step.load),
         teacher_flops=taught,

@@ -24,13 +24,13 @@ def _what(plan: Plan) -> str:
     axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1 device"
     images = f", {load.images} images a row" if load.images else ""
     kind = "CPU" if chip is None else chip.name
-    train = plan.settings.train
     return _columns(
         f"{plan.topology.name}: {plan.topology.count} x {kind}",
         [
             ("mesh", axes),
             ("batch", f"{load.rows:,} rows of {load.inputs:,} + {load.targets:,} tokens{images}"),
-            ("", f"{load.tokens:,} tokens, in {train.accumulation} microbatch(es)"),
+            ("", f"{load.tokens:,} tokens, in {plan.parts.accumulation} microbatch(es) of"),
+            ("", f"{plan.parts.rows_per_device:,} row(s) on each device"),
             ("remat", plan.settings.model.remat),
             ("attention", plan.attention),
             ("parameters", f"{plan.parameters[0]:,}, of which {plan.parameters[1]:,} train"),

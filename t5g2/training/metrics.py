@@ -134,6 +134,8 @@ class Meter:
             **({"distilled_loss": float(sum(distilled)) / mean.targets} if distilled else {}),
             "learning_rate": float(self._learning_rate(step - 1)),
             "grad_norm": float(steps[-1].grad_norm),
+            "inputs": inputs,
+            "targets": mean.targets,
             "tokens": totals.tokens,
             "target_tokens": totals.target_tokens,
             "tokens_per_second": (inputs + mean.targets) / seconds,

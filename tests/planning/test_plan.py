@@ -118,17 +118,18 @@ def test_a_plan_for_a_gpu_says_what_it_does_not_know(planned):
     ("changes", "advice"),
     [
         ({"remat": "dots"}, "set model.remat = 'full'"),
-        ({"remat": "full", "accumulation": 2}, "raise train.accumulation (now 2)"),
-        ({"remat": "full", "accumulation": 16}, "shorten data.inputs_length"),
+        ({"remat": "full", "rows_per_device": 8}, "set train.rows_per_device = 4"),
+        ({"remat": "full", "rows_per_device": 1}, "shorten data.inputs_length"),
     ],
 )
 def test_a_step_that_does_not_fit_is_an_answer(planned, changes, advice):
     settings = planned.settings
     model = dataclasses.replace(settings.model, remat=changes["remat"])
-    train = dataclasses.replace(settings.train, accumulation=changes.get("accumulation", 1))
+    parts = planned.parts._replace(rows_per_device=changes.get("rows_per_device", 8))
     full = dataclasses.replace(
         planned,
-        settings=dataclasses.replace(settings, model=model, train=train),
+        settings=dataclasses.replace(settings, model=model),
+        parts=parts,
         result=OutOfMemory(needed=19 * 2**30, available=round(15.75 * 2**30)),
         roofline=None,
     )

@@ -28,19 +28,20 @@ CONFIG = ModelConfig(
 OPTIMIZER = make_optimizer(OptimizerConfig(), optax.constant_schedule(0.01))
 
 
-def uneven_batch(rows=4, length=12):
-    """Rows with very different numbers of targets, the rest padding with garbage in it."""
-    rng = np.random.default_rng(0)
+def uneven_batch(rows=4, length=12, inputs=(12, 1, 5, 2), targets=(12, 1, 5, 2), seed=0):
+    """Rows with very different numbers of tokens, the rest padding with garbage in it."""
+    rng = np.random.default_rng(seed)
     batch = empty_batch(rows, length, length)
     for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens"):
         batch[name][:] = rng.integers(3, 64, (rows, length))
     batch["decoder_task_ids"][:] = rng.integers(0, 3, (rows, 1))
-    for row, real in enumerate([12, 1, 5, 2]):
-        for side in ("encoder", "decoder"):
+    for side, counts in (("encoder", inputs), ("decoder", targets)):
+        for row, real in enumerate(counts):
             batch[f"{side}_segment_ids"][row, :real] = 1
             batch[f"{side}_positions"][row, :real] = np.arange(real)
+    for row, real in enumerate(targets):
         batch["decoder_loss_weights"][row, :real] = 1
-    batch["row_digest"][:] = [2**32 - 1, 2, 3, 4]
+    batch["row_digest"][:] = [2**32 - 1, *range(2, rows + 1)]
     return {name: jnp.asarray(array) for name, array in batch.items()}
 
 

@@ -38,7 +38,7 @@ def measure(gin_file: str, bindings: list[str], steps: int) -> float:
     optimizer = make_optimizer(settings.optimizer, schedule)
     shapes, shardings = state_shardings(settings.model, optimizer, mesh)
     state = make_initial_state(settings.model, optimizer, shardings, 0)
-    rows, room = settings.train.rows, (settings.data.inputs_length, settings.data.targets_length)
+    rows, room = settings.rows, (settings.data.inputs_length, settings.data.targets_length)
     step = compile_train_step(
         mesh,
         shapes,
@@ -48,7 +48,7 @@ def measure(gin_file: str, bindings: list[str], steps: int) -> float:
         config=settings.model,
         optimizer=optimizer,
         num_tasks=len(settings.data.made_denoisers()),
-        accumulation=settings.train.accumulation,
+        accumulation=settings.batch_parts(mesh).accumulation,
     )
     rng = np.random.default_rng(0)
     arrays = empty_batch(rows, *room)
