@@ -17,11 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5g2.errors import UserError
+from t5g2.parallel.environment import own_gpus, several_processes
 
-# How many processes there are, as Slurm, Open MPI and Cloud TPU (virtual machines and GKE) say it:
-# a number, or a list with commas.
-_COUNTED_BY = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
-_LISTED_BY = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 _SAYS_EVERY_SECONDS = 15.0
 
 
@@ -65,9 +62,11 @@ def start(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> N
     A process that does not come, or dies later, ends the others, with a message that names it.
 
     Raises:
-        UserError: the coordinator cannot be reached in time.
+        UserError: the coordinator cannot be reached in time, or the environment tells too little.
     """
-    if jax.distributed.is_initialized() or not (config.count or _in_cluster(environment)):
+    if jax.distributed.is_initialized():
+        return
+    if not (config.count or several_processes(environment)):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if config.coordinator is not None and config.index:
@@ -77,16 +76,11 @@ def start(config: HostsConfig, environment: Mapping[str, str] = os.environ) -> N
             config.coordinator,
             config.count,
             config.index,
+            local_device_ids=None if config.count else own_gpus(environment),
             # Later than our own deadline, which explains itself.
             initialization_timeout=config.wait_seconds + 60,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
-
-
-def _in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether the environment tells of more than one process, in a way that jax understands."""
-    counts = [int(environment.get(name) or 1) for name in _COUNTED_BY]
-    return max(counts) > 1 or any("," in environment.get(name, "") for name in _LISTED_BY)
 
 
 def _wait_for(coordinator: str, seconds: float) -> None:
