@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,20 +31,28 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def new_directory(path: Path) -> Iterator[Path]:
     """Gives a directory to fill, which becomes `path` when all went well, and vanishes if not.
 
+    What killed processes left of the same is removed.
+
     Raises:
         UserError: `path` exists and is not an empty directory, cannot be made, or there is no room
             for what it is to hold.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty: name a new directory")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError), _held(left):  # Else someone is at work on it.
+            shutil.rmtree(left, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{path} cannot be made: {error.strerror}") from error
     try:
-        yield partial
-        partial.replace(path)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # A file system without locks.
+                stack.enter_context(_held(partial))
+            yield partial
+            partial.replace(path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -50,3 +60,18 @@ def new_directory(path: Path) -> Iterator[Path]:
                 f"{path} was not written: {error.strerror}; make room, or name another place"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Locks a directory; the lock ends with the process, whatever ends that.
+
+    Raises:
+        OSError: another holds it, or the file system has no such locks.
+    """
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)

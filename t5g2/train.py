@@ -35,6 +35,7 @@ from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
 from t5g2.reporting.metrics_log import MetricsLog, NoLog
 from t5g2.reporting.progress import Nowhere, Progress
+from t5g2.run_lock import LOCK_FILE, run_lock
 from t5g2.settings import CONFIG_FILE, Settings, check_same_run, model_to_json, read_settings
 from t5g2.signals import StopRequest
 from t5g2.training.metrics import Meter, Totals
@@ -76,7 +77,10 @@ def train(settings: Settings, run_dir: Path) -> int:
     parts = settings.batch_parts(mesh)
     attention_backend = choose_backend(settings.model.attention, mesh.abstract_mesh)
 
-    with Progress(total, stream=None if hosts.is_first() else Nowhere()) as progress:
+    stream = None if hosts.is_first() else Nowhere()
+    with run_lock(run_dir) as told_by_lock, Progress(total, stream=stream) as progress:
+        if told_by_lock:
+            progress.message(told_by_lock)
         # ---- Data
         if hosts.is_first() and (remains := clear_remains(run_dir)):
             progress.message(f"removed what a killed run left: {', '.join(remains)}")
@@ -246,7 +250,7 @@ def _check_run_dir(run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run_dir {run_dir} is a file")
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if names and not names & {CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
+    if names and not names & {LOCK_FILE, CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
         raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
 
 

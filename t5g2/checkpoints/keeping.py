@@ -12,9 +12,11 @@ import dataclasses
 import fcntl
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -147,7 +149,8 @@ class CheckpointStore:
         self._next_attempt: float | None = None
         self._last_saved = time.monotonic()
         self._news: collections.deque[str] = collections.deque()
-        logging.getLogger("absl").addFilter(_without_traceback)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_without_tracebacks())
         if hosts.is_first():
             self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -157,7 +160,7 @@ class CheckpointStore:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
         self._checkpointer.close()
-        logging.getLogger("absl").removeFilter(_without_traceback)
+        self._quiet.close()
 
     def saved(self) -> list[Saved]:
         """The checkpoints, by step."""
@@ -376,9 +379,31 @@ class CheckpointStore:
                 _remove(path.rename(path.with_name(f".{path.name}.pruned")))
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback, in each of its threads, of what it then raises."""
-    return record.exc_info is None
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keeps what a failing save prints besides raising it from hiding the line that is told.
+
+    Orbax logs the traceback in each of its threads, asyncio that of every array but the first, and
+    TensorStore calls back into event loops that have ended.
+    """
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return record.exc_info is None
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            before(kind, error, trace)
+
+    loggers, before = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.excepthook
+    for logger in loggers:
+        logger.addFilter(is_news)
+    sys.excepthook = hook
+    try:
+        yield
+    finally:
+        sys.excepthook = before
+        for logger in loggers:
+            logger.removeFilter(is_news)
 
 
 def _is_temporary(checkpoint: Path) -> bool:
