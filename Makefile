@@ -9,7 +9,7 @@ RUN_DIR ?= runs/quickstart
 # glibc keeps freed memory, in huge pages: a train step on a CPU is a fifth faster (docs/LOG.md).
 FAST_MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow faults lint clean
 
 ## Pretrain a tiny T5Gemma 2 on Python's own library, then average, export and infill.
 quickstart: $(VENV)/.quickstart
@@ -22,6 +22,10 @@ test: $(VENV)/.test
 ## The tests that take minutes.
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
+
+## Kills, damage, full disks: what docs/reliability.md claims. An hour or more.
+faults: $(VENV)/.test
+	$(BIN)/pytest -m "slow or not slow" -s tests/faults tests/test_recovery.py tests/checkpoints
 
 ## Lint, format and types.
 lint: $(VENV)/.test

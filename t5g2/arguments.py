@@ -112,6 +112,12 @@ def average(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--last", type=int, default=5, metavar="N", help="number of checkpoints (default: 5)"
     )
+    parser.add_argument(
+        "--sum_dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="what is summed in (default: float32); the mean is float32",
+    )
     _out(parser, "new checkpoint directory")
 
 

@@ -26,6 +26,6 @@ def run(args: argparse.Namespace) -> int:
     chosen = chosen[-args.last :]
     paths = [checkpoint.path for checkpoint in chosen]
     with in_use(paths):
-        write_average(paths, Path(args.out))
+        write_average(paths, Path(args.out), args.sum_dtype)
     print(f"{args.out}: mean of steps {', '.join(str(checkpoint.step) for checkpoint in chosen)}")
     return 0

@@ -60,7 +60,7 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
             told = f"{path}: no locks on this file system, a second trainer would go unnoticed"
         else:
             if os.fstat(file.fileno()).st_size:
-                told = f"the trainer before was killed: {_owner(file)}"
+                told = f"a trainer was killed here: {_owner(file)}; going on"
         _write(file, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         try:
             yield told

@@ -1,11 +1,14 @@
 """Fixtures that several rooms share."""
 
+import errno
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small_run import write_corpus, write_recipe
 
 from t5g2.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 
@@ -45,3 +48,43 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTok
         sentinels=64,
         max_bytes=300_000,
     )
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gin file of the small run."""
+    home = tmp_path_factory.mktemp("recipe")
+    return write_recipe(
+        home / "recipe.gin", write_corpus(home / "corpus", _standard_library(300_000))
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the small run, to which nothing happened."""
+    from recovery import train
+
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert train(recipe, run_dir) == 0
+    return run_dir
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`full_disk(n, m, ...)`: the n-th, m-th, ... checkpoint from now finds no room."""
+    from t5g2.checkpoints import keeping
+
+    write, count = keeping.write_manifest, 0
+
+    def fill(*numbers: int) -> None:
+        def write_or_fail(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+            nonlocal count
+            count += 1
+            if count in numbers:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoint))
+            write(checkpoint, facts)
+
+        monkeypatch.setattr(keeping, "write_manifest", write_or_fail)
+
+    monkeypatch.setattr(keeping, "_DELAYS_AT_THE_END", (0.0, 0.0))
+    return fill

@@ -10,13 +10,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -115,6 +115,7 @@ def clear_remains(run_dir: Path) -> list[str]:
     patterns = (".*.partial*", ".*.tmp", ".*.pruned", "*.orbax-checkpoint-tmp*")
     directories = (run_dir, run_dir / CHECKPOINTS_DIR)
     remains = [path for where in directories for name in patterns for path in where.glob(name)]
+    remains += run_dir.glob("*/*.tmp")  # a tokenizer's
     return sorted({path.name for path in remains if _remove(path)})
 
 
@@ -149,8 +150,7 @@ class CheckpointStore:
         self._next_attempt: float | None = None
         self._last_saved = time.monotonic()
         self._news: collections.deque[str] = collections.deque()
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_without_tracebacks())
+        _hide_what_is_also_raised()
         if hosts.is_first():
             self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -160,7 +160,6 @@ class CheckpointStore:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
         self._checkpointer.close()
-        self._quiet.close()
 
     def saved(self) -> list[Saved]:
         """The checkpoints, by step."""
@@ -379,31 +378,26 @@ class CheckpointStore:
                 _remove(path.rename(path.with_name(f".{path.name}.pruned")))
 
 
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
+def _without_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
+
+
+@functools.cache
+def _hide_what_is_also_raised() -> None:
     """Keeps what a failing save prints besides raising it from hiding the line that is told.
 
-    Orbax logs the traceback in each of its threads, asyncio that of every array but the first, and
-    TensorStore calls back into event loops that have ended.
+    Orbax logs the traceback in each of its threads, asyncio that of every array but the first,
+    some when the process ends, and TensorStore calls back into event loops that have ended.
     """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_without_traceback)
+    before = sys.unraisablehook
 
-    def is_news(record: logging.LogRecord) -> bool:
-        return record.exc_info is None
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            before(kind, error, trace)
-
-    loggers, before = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.excepthook
-    for logger in loggers:
-        logger.addFilter(is_news)
-    sys.excepthook = hook
-    try:
-        yield
-    finally:
-        sys.excepthook = before
-        for logger in loggers:
-            logger.removeFilter(is_news)
+    sys.unraisablehook = hook
 
 
 def _is_temporary(checkpoint: Path) -> bool:

@@ -26,6 +26,7 @@ from t5g2.data.cache_format import (
     MANIFEST,
     PARTIAL_DIR,
     TOKEN_COUNTS,
+    TOKENIZER_DIR,
     Manifest,
     Plan,
     Shard,
@@ -271,8 +272,9 @@ def cache_directory(directory: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another t5g2 cache is writing {directory}: wait for it") from None
-            for left_over in partial.glob("*.tmp"):
-                left_over.unlink()
+            for pattern in (f"{PARTIAL_DIR}/*.tmp", ".*.tmp", f"{TOKENIZER_DIR}/*.tmp"):
+                for left_over in directory.glob(pattern):
+                    left_over.unlink()
             yield
             if (directory / MANIFEST).exists():
                 shutil.rmtree(partial)

@@ -35,10 +35,6 @@ if __name__ == "__main__":
 import orbax.checkpoint
 from small_run import write_corpus, write_recipe
 
-import t5g2.average
-import t5g2.cache
-import t5g2.export
-import t5g2.train
 from t5g2 import cli
 from t5g2.checkpoints.manifest import verify
 from t5g2.reporting.metrics_log import read_metrics
@@ -224,8 +220,10 @@ class Campaign:
             lines = [line for line in self.log.read_text().splitlines() if not line.startswith("W")]
             stage = re.search(r"^(step \d+/|[a-z -]+)", lines[-1] if lines else "start")
             text = stage[1] if stage else "start"
-            return "step" if text.startswith(("step", "initialising", "warm", "restoring")) else (
-                "start" if text != "held-out loss" else "end"
+            return (
+                "step"
+                if text.startswith(("step", "initialising", "warm", "restoring"))
+                else ("start" if text != "held-out loss" else "end")
             )
         return job
 
@@ -255,7 +253,8 @@ class Campaign:
             assert not any(codes) or (job in ("average", "export") and out.exists()), codes
             made = self.made(job, out)
             different = [name for name in wanted if made.get(name) != wanted[name]]
-            assert not different and made.keys() == wanted.keys(), different
+            assert not different, different
+            assert made.keys() == wanted.keys()
             left = [path.name for path in self.home.glob(f".{out.name}.*")]
             assert not left, left
         except Exception as error:
@@ -269,7 +268,9 @@ class Campaign:
         while not attempt.ended():
             if time.monotonic() > end:
                 self.failures.append(f"survivor did not end: {self.log.read_text()[-2000:]}")
-                attempt.kill([p for p in attempt.pids if p not in attempt.codes], with_children=True)
+                attempt.kill(
+                    [p for p in attempt.pids if p not in attempt.codes], with_children=True
+                )
             time.sleep(0.01)
 
 
