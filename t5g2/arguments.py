@@ -73,7 +73,36 @@ def import_weights(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `t5g2 evaluate`."""
-    _checkpoint(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--checkpoint", metavar="DIR", help="t5g2 checkpoint or Hugging Face directory"
+    )
+    what.add_argument("--run_dir", metavar="DIR", help="run whose newest checkpoint it is")
+    tasks = parser.add_argument_group("seqio Tasks, in place of held-out loss")
+    tasks.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="Task or Mixture that importing the module registers; may be repeated",
+    )
+    tasks.add_argument("--split", default="validation", help="(default: validation)")
+    tasks.add_argument(
+        "--examples", type=int, metavar="N", help="the first so many of each Task (default: all)"
+    )
+    for side in ("inputs", "targets"):
+        tasks.add_argument(
+            f"--{side}_length", type=int, metavar="N", help="(default: as the model was trained)"
+        )
+    tasks.add_argument(
+        "--all", action="store_true", help="all checkpoints of the run that are not done yet"
+    )
+    tasks.add_argument(
+        "--follow", action="store_true", help="these, and those to come until the run ends"
+    )
+    tasks.add_argument(
+        "--out", metavar="DIR", help="where results go (default: eval/ in the run directory)"
+    )
     add_gin_arguments(parser)
 
 

@@ -42,7 +42,7 @@ JOBS = {
         arguments.import_weights,
     ),
     "evaluate": Job(
-        "t5g2.evaluate", "held-out loss of a checkpoint, per denoiser", arguments.evaluate
+        "t5g2.evaluate", "held-out loss of a checkpoint, or seqio Tasks", arguments.evaluate
     ),
     "generate": Job(
         "t5g2.generate", "continue or infill text with a checkpoint", arguments.generate

@@ -83,15 +83,20 @@ class EvaluationConfig:
 
     Attributes:
         every: steps between two evaluations in a run.
+        average_every: steps between two evaluations of the mean of the last `finish.average_last`
+            checkpoints; None: at the end alone.
         batches: batches of held-out rows, always the same ones.
     """
 
     every: int = 500
+    average_every: int | None = None
     batches: int = 8
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.batches < 1:
-            raise ValueError("every and batches must be at least 1")
+        for name in ("every", "average_every", "batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

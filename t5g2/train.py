@@ -25,7 +25,7 @@ from t5g2.data.loader import RowBatches
 from t5g2.data.packing import RowStream
 from t5g2.data.resume import continued, describe_cursors
 from t5g2.errors import UserError
-from t5g2.evaluation import HeldOut
+from t5g2.evaluation import Averages, HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
 from t5g2.initialization import load_teacher, make_first_state, starting_tokenizer
@@ -199,6 +199,18 @@ def train(settings: Settings, run_dir: Path) -> int:
                 placed = hosts.to_devices(sharding, cursors, rows.rows)
                 write(state, placed, meta, temporary=not in_turn)
 
+            averages = Averages(store, settings.finish.average_last, shardings.params)
+            average_every = settings.evaluation.average_every
+
+            def evaluate(weights: str, params: Any, **facts: Any) -> None:
+                meter.pause()
+                loss = heldout.loss(params)
+                log.write("eval", step, split="heldout", weights=weights, **loss._asdict(), **facts)
+                progress.message(
+                    f"step {step}: held-out loss of the {weights} weights {loss.loss:.3f} "
+                    "nats/token"
+                )
+
             with closing(loader.prefetched()) as batches, StopRequest() as stop:
                 while step < last and not stop.hear(agreed(stop.signal or 0)):
                     batch, cursors = next(batches)
@@ -214,13 +226,16 @@ def train(settings: Settings, run_dir: Path) -> int:
                         # Out of turn only here: a resumed run's records are over the same steps.
                         due |= bool(save_wanted(store.wants_save()))
                     if step % settings.evaluation.every == 0 or step == total:
-                        meter.pause()
-                        loss = heldout.loss(state.params)
-                        log.write("eval", step, split="heldout", weights="last", **loss._asdict())
-                        progress.message(f"step {step}: held-out loss {loss.loss:.3f} nats/token")
+                        evaluate("last", state.params)
                     if due:
                         meter.pause()
                         save(store.save)
+                    if average_every and step % average_every == 0 and step < total:
+                        meter.pause()
+                        params, averaged = averages.newest()
+                        if averaged:
+                            evaluate("averaged", params, checkpoints=averaged)
+                        del params
                     for told in store.news():
                         warn(told)
                 if meter.pending:

@@ -15,6 +15,7 @@ from t5g2.reporting import report_charts
 from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
 from t5g2.reporting.numbers import compact, duration, grouped
 from t5g2.reporting.page import clock_time, page, table
+from t5g2.reporting.report_held_out import held_out_sections
 from t5g2.reporting.report_tasks import task_sections
 from t5g2.reporting.samples import samples_html
 from t5g2.reporting.series import curve
@@ -114,6 +115,7 @@ def _page(run_dir: Path, history: RunHistory) -> str:
         ("", _tiles(history)),
         ("", f'<div class="large">{report_charts.loss(history)}</div>'),
         *task_sections(history),
+        *held_out_sections(history),
         ("Infillings of held-out text", samples_html(run_dir)),
         ("Optimisation", f'<div class="pair">{report_charts.optimisation(history)}</div>'),
         ("Throughput and packing", f'<div class="pair">{report_charts.throughput(history)}</div>'),

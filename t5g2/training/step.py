@@ -37,6 +37,20 @@ class LossSums(NamedTuple):
     distilled: Float[Array, ""] | None = None
 
 
+class EvalSums(NamedTuple):
+    """What an evaluation step reports; sums of two batches add up.
+
+    Attributes:
+        sums: by task.
+        nll: by position of the target in its example, in buckets 0, 1, 2-3, 4-7, ...
+        targets: number of real target tokens in each of these buckets.
+    """
+
+    sums: LossSums
+    nll: Float[Array, " buckets"]
+    targets: Float[Array, " buckets"]
+
+
 class StepMetrics(NamedTuple):
     """What a train step reports.
 
@@ -75,15 +89,36 @@ def loss_sums(
         )
         trained = jnp.where(teacher.teaches(targets), soft, losses) * weights
         losses = losses * weights
-    task = jax.nn.one_hot(batch["decoder_task_ids"], num_tasks, dtype=jnp.float32)
     total = jnp.sum(trained)
-    sums = LossSums(
-        nll=jnp.einsum("bt,btk->k", losses, task),
-        targets=jnp.einsum("bt,btk->k", weights, task),
-        inputs=jnp.sum(batch["encoder_segment_ids"] != 0),
-        distilled=None if teacher is None else total,
-    )
-    return total, sums
+    sums = _by_task(losses, batch, num_tasks)
+    return total, sums._replace(distilled=None if teacher is None else total)
+
+
+def _by_task(losses: Float[Array, "B T"], batch: DeviceBatch, num_tasks: int) -> LossSums:
+    nll, targets = _sums_by(batch["decoder_task_ids"], num_tasks, losses, batch)
+    return LossSums(nll, targets, inputs=jnp.sum(batch["encoder_segment_ids"] != 0))
+
+
+def _sums_by(
+    groups: Int[Array, "B T"], count: int, losses: Float[Array, "B T"], batch: DeviceBatch
+) -> tuple[Float[Array, " groups"], Float[Array, " groups"]]:
+    """Weighted losses and weights of target tokens, added up by group."""
+    group = jax.nn.one_hot(groups, count, dtype=jnp.float32)
+    weights = batch["decoder_loss_weights"]
+    return jnp.einsum("bt,btk->k", losses, group), jnp.einsum("bt,btk->k", weights, group)
+
+
+def eval_sums(config: ModelConfig, params: Any, batch: DeviceBatch, num_tasks: int) -> EvalSums:
+    """Summed losses of a packed batch by task, and by the targets' positions in their examples."""
+    model, hidden = _decoded(config, params, batch)
+    losses = model.token_losses(hidden, batch["decoder_target_tokens"])
+    losses *= batch["decoder_loss_weights"]
+    positions = batch["decoder_positions"]
+    # 0, 1, 2-3, 4-7, ...: the number of bits of a position.
+    buckets = 32 - jax.lax.clz(positions)
+    count = (positions.shape[1] - 1).bit_length() + 1
+    by_position = _sums_by(buckets, count, losses, batch)
+    return EvalSums(_by_task(losses, batch, num_tasks), *by_position)
 
 
 def _decoded(
@@ -217,12 +252,12 @@ def compile_train_step(
 
 def jit_eval_step(
     mesh: Mesh, params_shardings: Any, *, config: ModelConfig, num_tasks: int
-) -> Callable[[Any, DeviceBatch], LossSums]:
-    """Loss sums of one batch, compiled for a mesh."""
+) -> Callable[[Any, DeviceBatch], EvalSums]:
+    """`eval_sums` of one batch, compiled for a mesh."""
 
-    def step(params: Any, batch: DeviceBatch) -> LossSums:
+    def step(params: Any, batch: DeviceBatch) -> EvalSums:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return loss_sums(config, params, batch, num_tasks)[1]
+            return eval_sums(config, params, batch, num_tasks)
 
     return jax.jit(
         step,

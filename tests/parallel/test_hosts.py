@@ -66,7 +66,8 @@ def ended(processes):
 
 def records(run_dir):
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    exact = ("step", "weights", "loss", "by_task", "grad_norm", "data_digest")
+    exact = ("step", "weights", "checkpoints", "loss", "by_task", "by_position", "grad_norm")
+    exact += ("data_digest",)
     return [
         {name: row.get(name) for name in exact} for row in rows if row["kind"] in ("train", "eval")
     ]
@@ -84,16 +85,18 @@ def wait_for_step(run_dir, step):
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one_and_resume_as_another_number(recipe, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
+    average = "evaluation.average_every=6"
     for _ in range(2):  # stopped on the way, and on to the end
         stop = () if (two / "config.gin").exists() else ("train.stop_at=7",)
-        codes, written = ended(begin(recipe, two, *stop))
+        codes, written = ended(begin(recipe, two, average, *stop))
         assert codes == [0, 0], written
-    codes, written = ended(begin(recipe, one, "mesh.cpu_devices=2", "train.stop_at=7", count=1))
+    alone = ("mesh.cpu_devices=2", "train.stop_at=7", average)
+    codes, written = ended(begin(recipe, one, *alone, count=1))
     assert codes == [0], written
-    codes, written = ended(begin(recipe, one))  # from one process to two
+    codes, written = ended(begin(recipe, one, average))  # from one process to two
     assert codes == [0, 0], written
     assert records(one) == records(two)
-    assert [row["step"] for row in records(two)] == [1, 2, 3, 4, 5, 6, 6, *range(7, 13), 12, 12]
+    assert [row["step"] for row in records(two)] == [1, 2, 3, 4, 5, 6, 6, 6, *range(7, 13), 12, 12]
     assert (two / "report.html").exists()
     assert (two / "export" / "model.safetensors").exists()
 
