@@ -86,7 +86,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:NAME",
         help="Task or Mixture that importing the module registers; may be repeated",
     )
-    tasks.add_argument("--split", default="validation", help="(default: validation)")
+    tasks.add_argument("--split", help="(default: validation)")
     tasks.add_argument(
         "--examples", type=int, metavar="N", help="the first so many of each Task (default: all)"
     )

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         if args.run_dir is None:
             _refuse(args, "--all and --follow are for a run: give --run_dir", "all", "follow")
         return evaluate_tasks(args)
-    of_tasks = ("examples", "inputs_length", "targets_length", "all", "follow", "out")
+    of_tasks = ("split", "examples", "inputs_length", "targets_length", "all", "follow", "out")
     _refuse(args, f"only with --task: {', '.join(f'--{name}' for name in of_tasks)}", *of_tasks)
     path = Path(args.checkpoint) if args.run_dir is None else newest_checkpoint(Path(args.run_dir))
     pretrained = load(path)

@@ -23,6 +23,7 @@ from t5g2.scoring import Scorer
 from t5g2.task_evaluation import TaskEvaluator
 
 EVAL_DIR = "eval"
+_SPLIT = "validation"
 # Seconds between two looks at a run that is followed.
 _LOOKS_EVERY_SECONDS = 10.0
 
@@ -40,6 +41,8 @@ def evaluate_tasks(args: argparse.Namespace) -> int:
     Raises:
         UserError: anything that the user can mend.
     """
+    if args.examples is not None and args.examples < 1:
+        raise UserError(f"--examples must be at least 1, not {args.examples}")
     out = _results_directory(args)
     evaluators: dict[str, TaskEvaluator] = {}
     for candidate in _candidates(args):
@@ -74,7 +77,11 @@ def evaluate_tasks(args: argparse.Namespace) -> int:
                 }
                 if out is not None:
                     _append(_file(out, asked), record)
-                shown = ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
+                shown = ", ".join(
+                    f"{name} {value:.4f}"
+                    for name, value in metrics.items()
+                    if not isinstance(value, str)
+                )
                 print(f"{candidate.weights}: {task}: {shown}", flush=True)
     return 0
 
@@ -157,7 +164,7 @@ def _evaluator(named: str, model: Pretrained, args: argparse.Namespace) -> TaskE
         named,
         model,
         {side: int(length) for side, length in lengths.items()},
-        split=args.split,
+        split=args.split or _SPLIT,
         examples=args.examples,
         bos_on_inputs=bos_on_inputs,
     )
@@ -167,7 +174,7 @@ def _asked(args: argparse.Namespace, named: str, candidate: Candidate) -> dict[s
     """What a result is of; two results of which this is the same are the same."""
     return {
         "task": named.partition(":")[2],
-        "split": args.split,
+        "split": args.split or _SPLIT,
         "examples": args.examples,
         "inputs_length": args.inputs_length,
         "targets_length": args.targets_length,
@@ -212,7 +219,3 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         os.write(file, line.encode())
     finally:
         os.close(file)
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4f}"

@@ -5,7 +5,6 @@ seqio's Evaluator reads the data and computes the metrics; generations and log-l
 
 import importlib
 import inspect
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Int
 
 from t5g2.config import did_you_mean
 from t5g2.data.sources.records import one_line
+from t5g2.data.sources.with_tensorflow import hide_accelerators, imported
 from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
 from t5g2.pretrained import Pretrained, Prompt
@@ -62,9 +62,8 @@ class TaskEvaluator:
             UserError: there is no such module, Task, split or example, or the Task has no metric
                 functions, other features or another tokenizer than the model, or too long examples.
         """
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import seqio
-
+        seqio = imported("seqio", "--task")
+        hide_accelerators()
         self.name = named.partition(":")[2]
         self._lengths = dict(lengths)
         self._bos = [model.config.bos_id] if bos_on_inputs else []
@@ -257,7 +256,9 @@ def _plain(value: Any) -> float | str:
     import seqio
 
     if isinstance(value, seqio.metrics.Scalar):
-        return float(value.value)
+        value = value.value
+    if isinstance(value, int | float | np.number):
+        return float(value)
     if isinstance(value, seqio.metrics.Text):
         text = value.textdata
         return text.decode() if isinstance(text, bytes) else text

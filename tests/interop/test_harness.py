@@ -22,6 +22,7 @@ from t5g2.settings import model_to_json
 
 TASKS = {
     "choose": """
+target_delimiter: ""
 output_type: multiple_choice
 doc_to_choice: "{{choices}}"
 doc_to_target: "{{label}}"

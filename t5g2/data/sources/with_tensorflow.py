@@ -154,8 +154,8 @@ def open_seqio(name: str, field: str, where: str) -> SeqioStream:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise UserError(f"{where}: name a seqio source as 'module:name', not {name!r}")
-    seqio = _imported("seqio", where)
-    _hide_accelerators()
+    seqio = imported("seqio", where)
+    hide_accelerators()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -207,12 +207,13 @@ def _builder_fingerprint(builder: Any) -> str:
 
 
 def _tfds(where: str = "tfds") -> ModuleType:
-    tfds = _imported("tensorflow_datasets", where)
-    _hide_accelerators()
+    tfds = imported("tensorflow_datasets", where)
+    hide_accelerators()
     return tfds
 
 
-def _imported(module: str, where: str) -> ModuleType:
+def imported(module: str, where: str) -> ModuleType:
+    """A package that not everybody has; raises `UserError` where it is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         return importlib.import_module(module)
@@ -221,7 +222,7 @@ def _imported(module: str, where: str) -> ModuleType:
         raise UserError(f"{where}: this needs {package}: pip install {package}") from None
 
 
-def _hide_accelerators() -> None:
+def hide_accelerators() -> None:
     """Keeps TensorFlow from taking the memory of the devices that train."""
     import tensorflow as tf
 
