@@ -262,6 +262,11 @@ def train(settings: Settings, run_dir: Path) -> int:
 
 
 def _check_run_dir(run_dir: Path) -> None:
+    if run_dir.parts[:1] and run_dir.parts[0] in ("gs:", "s3:", "memory:", "file:"):
+        raise UserError(
+            f"--run_dir {run_dir} is no path of a file system: mount the bucket, and name the "
+            "directory there"
+        )
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run_dir {run_dir} is a file")
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()

@@ -7,6 +7,7 @@ import pytest
 from t5g2 import config, settings
 from t5g2.errors import UserError
 from t5g2.models import config as models
+from t5g2.train import train
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "configs/recipes/quickstart.gin"
@@ -69,3 +70,8 @@ def test_changes_of_data_are_accepted_by_an_explicit_setting_alone(tmp_path):
     other_model = settings.overridden(accepting, ["optimizer.b2=0.99"])
     with pytest.raises(UserError, match=r"optimizer.b2: 0.95 -> 0.99.*started with$"):
         settings.check_same_run(tmp_path, other_model)
+
+
+def test_a_bucket_is_refused_and_no_directory_of_its_name_made():
+    with pytest.raises(UserError, match=r"gs:/bucket/run is no path of a file system"):
+        train(settings.read_settings([RECIPE]), Path("gs://bucket/run"))
