@@ -1,4 +1,4 @@
-"""Kernels that XLA cannot split: run on each device's own rows and heads."""
+"""Kernels that XLA cannot split, or not well: run on each device's own rows and heads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,5 +46,35 @@ def on_each_device(function: Callable[..., Any], mesh: AbstractMesh | None) -> C
         # What a Pallas kernel varies over is nothing that jax can know.
         mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
         return mapped(*arrays)
+
+    return call
+
+
+def on_own_rows(function: Callable[..., Any], mesh: AbstractMesh | None) -> Callable[..., Any]:
+    """A function of something shared and of arrays [B, ...], as every device runs it on its rows.
+
+    The shared arrays, weights, come to every device once, and their gradients are summed over the
+    devices once, however often the function uses them in a loop. Along the other axes of the mesh
+    XLA splits as it likes.
+
+    Args:
+        function: of a tree of arrays that all rows share, and arrays [B, ...]; gives a tree of
+            arrays [B, ...].
+        mesh: the devices; None: there is one alone.
+    """
+    if mesh is None:
+        return function
+
+    def call(shared: Any, *arrays: jax.Array) -> Any:
+        rows = PartitionSpec(ROW_AXES)
+        mapped = jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), *[rows] * len(arrays)),
+            out_specs=rows,
+            axis_names=set(ROW_AXES),
+            check_vma=False,
+        )
+        return mapped(shared, *arrays)
 
     return call

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from t5g2.kernels.on_mesh import current_mesh, on_own_rows
+
 # Rows of logits that exist at one time: 512 x 262,144 x 4 bytes = 512 MiB.
 ROWS = 512
 
@@ -41,10 +43,10 @@ def token_losses(
         rows: tokens per tile.
     """
 
-    def losses(hidden: Array, targets: Array) -> Array:
+    def losses(table: Array, hidden: Array, targets: Array) -> Array:
         return _negative_log_likelihood(logits(hidden, table, softcap), targets)
 
-    return _in_tiles(losses, rows, hidden, targets)
+    return _in_tiles(losses, rows, table, hidden, targets)
 
 
 def distilled_losses(
@@ -75,13 +77,16 @@ def distilled_losses(
         distribution and the model's, in nats, of which no gradient flows into the teacher.
     """
 
-    def losses(hidden: Array, targets: Array, teacher_hidden: Array) -> tuple[Array, Array]:
+    def losses(
+        tables: tuple[Array, Array], hidden: Array, targets: Array, teacher_hidden: Array
+    ) -> tuple[Array, Array]:
+        table, teacher_table = tables
         own = logits(hidden, table, softcap)
         teacher = jax.nn.softmax(logits(teacher_hidden, teacher_table, teacher_softcap), axis=-1)
         expected = jnp.sum(jax.lax.stop_gradient(teacher) * own, axis=-1)
         return _negative_log_likelihood(own, targets), jax.nn.logsumexp(own, axis=-1) - expected
 
-    return _in_tiles(losses, rows, hidden, targets, teacher_hidden)
+    return _in_tiles(losses, rows, (table, teacher_table), hidden, targets, teacher_hidden)
 
 
 def _negative_log_likelihood(
@@ -91,17 +96,29 @@ def _negative_log_likelihood(
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def _in_tiles(function: Callable[..., Any], rows: int, *arrays: Shaped[Array, "B T ..."]) -> Any:
+def _in_tiles(
+    function: Callable[..., Any], rows: int, tables: Any, *arrays: Shaped[Array, "B T ..."]
+) -> Any:
     """Applies a function of flat tokens to `rows` of them at a time, again in the backward pass.
 
+    On a mesh each device makes tiles of its own tokens: XLA would split a tile of all tokens, which
+    are one device's, by the width, and add up logits between the devices.
+
     Args:
-        function: [N, ...] arrays to a tree of [N] arrays.
+        function: of the tables and [N, ...] arrays; gives a tree of [N] arrays.
         rows: tokens per tile, at most.
-        *arrays: its arguments, of all tokens.
+        tables: what all tiles share.
+        *arrays: of all tokens.
 
     Returns:
         The function's tree, of [B, T] arrays.
     """
+    tiled = functools.partial(_own_tiles, function, rows)
+    return on_own_rows(tiled, current_mesh())(tables, *arrays)
+
+
+def _own_tiles(function: Callable[..., Any], rows: int, tables: Any, *arrays: Array) -> Any:
+    """`_in_tiles` on one device."""
     batch, length = arrays[0].shape[:2]
     count = batch * length
     tiles = -(-count // rows)
@@ -114,7 +131,7 @@ def _in_tiles(function: Callable[..., Any], rows: int, *arrays: Shaped[Array, "B
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tile(_: None, x: tuple[Array, ...]) -> tuple[None, Any]:
-        return None, function(*x)
+        return None, function(tables, *x)
 
     _, out = jax.lax.scan(tile, None, tuple(map(tiled, arrays)))
     return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(batch, length), out)

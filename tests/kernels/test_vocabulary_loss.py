@@ -1,6 +1,10 @@
 """The tiled loss against a dense log-softmax, and how little it holds at a time."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +132,15 @@ def test_no_array_of_all_tokens_by_the_vocabulary_is_ever_made(softcap):
     assert largest == rows * vocabulary
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary < batch * length * vocabulary * 4
+
+
+def test_on_a_mesh_the_table_is_sent_once_and_its_gradient_once():
+    script = Path(__file__).with_name("loss_on_mesh.py")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    # Gathering sends it once, adding up twice.
+    assert all(float(tables) < 4 for tables in run.stdout.split())
+    assert len(run.stdout.split()) == 2
