@@ -1,0 +1,84 @@
+"""What a compiled step should never hold: found where it is, and not in the step for TPU."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.kernels.attention import KeyValues, Window, attention
+from t5g2.kernels.vocabulary_loss import logits, token_losses
+from t5g2.models.config import T5GEMMA2_270M, TINY
+from t5g2.planning.buffers import score_matrices, whole_logits
+from t5g2.planning.compile import planning_devices, trace_step
+from t5g2.planning.topologies import find_topology
+from t5g2.settings import read_settings
+
+MESH = {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+def text_of(function, *arrays):
+    return jax.jit(function).lower(*arrays).compile().as_text()
+
+
+def test_attention_in_one_piece_shows_and_by_blocks_does_not():
+    length = 1100
+    states = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    tokens = np.ones((1, length), np.int32), np.arange(length)[None]
+
+    def attend(backend):
+        def run(x):
+            keys = KeyValues(x, x, *tokens)
+            return attention(
+                x, *tokens, keys, None, window=Window(None, 0), scale=1.0, backend=backend
+            )
+
+        return score_matrices(text_of(run, states), TINY, (length, length))
+
+    assert any("1100,1100" in shape for shape in attend("reference"))
+    assert attend("blockwise") == []
+
+
+def test_lengths_that_are_sizes_of_the_model_are_refused():
+    with pytest.raises(ValueError, match="2048 is a length of rows and a size of the model"):
+        score_matrices("", T5GEMMA2_270M, (2048, 2048))
+
+
+def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
+    hidden = jax.ShapeDtypeStruct((2, 600, TINY.hidden_size), jnp.float32)
+    table = jax.ShapeDtypeStruct((TINY.vocab_size, TINY.hidden_size), jnp.float32)
+    targets = np.zeros((2, 600), np.int32)
+    whole = text_of(lambda h, t: jax.nn.softmax(logits(h, t, None)), hidden, table)
+    assert whole_logits(whole, TINY, MESH)
+    tiled = text_of(jax.grad(lambda h, t: token_losses(h, t, targets).sum()), hidden, table)
+    assert whole_logits(tiled, TINY, MESH) == []
+
+
+@pytest.mark.slow
+def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path):
+    pytest.importorskip("libtpu")
+    # Layers are alike: one local and one global of either side stand for all. The lengths are about
+    # 2K, and no size of the model.
+    model = dataclasses.replace(T5GEMMA2_270M, vision=None, remat="full", num_layers=2)
+    recipe = tmp_path / "recipe.gin"
+    recipe.write_text(
+        "train.rows = 8\ntrain.total_steps = 1000\nschedule.peak_learning_rate = 0.001\n"
+        "data.inputs_length = 2176\ndata.targets_length = 1920\nmesh.data = 1\nmesh.fsdp = -1\n"
+        + "".join(
+            f"model.{field.name} = {getattr(model, field.name)!r}\n"
+            for field in dataclasses.fields(model)
+        ).replace("model.global_every = 6", "model.global_every = 2")
+    )
+    settings = read_settings([str(recipe)])
+    step = trace_step(settings, planning_devices(find_topology("v5e:2x2"), settings))
+    text = step.traced.lower().compile().as_text()
+    mesh = dict(step.mesh.shape)
+    kernels = re.findall(r'custom_call_target="tpu_custom_call".*?/(splash_\w+?)"?/', text)
+    assert {"fwd", "dq", "dkv"} <= {name.split("_")[2] for name in kernels}
+    assert score_matrices(text, settings.model, (2176, 1920)) == []
+    assert whole_logits(text, settings.model, mesh) == []
+    vocabulary = settings.model.vocab_size
+    sent = re.findall(rf"= \(?(\w+\[{vocabulary},\d+\]).* (all-\w+|reduce-scatter)", text)
+    assert len(sent) <= 3, sent
