@@ -217,6 +217,13 @@ def inspect(parser: argparse.ArgumentParser) -> None:
         "--examples", type=int, default=2, metavar="N", help="of each denoiser and each source"
     )
     data.add_argument("--batches", type=int, default=16, metavar="N", help="to take statistics of")
+    one = data.add_mutually_exclusive_group()
+    one.add_argument(
+        "--step", type=int, metavar="N", help="of the run: the batch of this step, made again"
+    )
+    one.add_argument(
+        "--batch", type=int, metavar="N", help="of the run: the batch of this number, made again"
+    )
     data.add_argument("--split", choices=("train", "heldout"), default="train")
     data.add_argument("--html", metavar="FILE", help="write a page there, instead of text")
     add_gin_arguments(data)

@@ -1,7 +1,8 @@
 """The command ``t5g2 <job>``: a table of jobs, each imported only when it is called.
 
 A job is a module with ``run(args) -> int``; `t5g2.arguments` declares what it takes. Exit codes:
-0 done; 2 the user's mistake, in one line on stderr; 130 (SIGINT) or 143 (SIGTERM) stopped on
+0 done; 2 the user's mistake, in one line on stderr; 3 stopped by `bad_steps`; 75 hung, to be
+started again; 130 (SIGINT) or 143 (SIGTERM) stopped on
 request; 141 the reader of stdout is gone; 1 anything else, with its traceback.
 """
 
@@ -13,6 +14,7 @@ import logging
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -157,11 +159,13 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] not in JOBS:
         return _without_job(argv)
+    began = time.time()
     name, job = argv[0], JOBS[argv[0]]
     parser = _Parser(prog=f"t5g2 {name}", description=f"{job.summary[0].upper()}{job.summary[1:]}.")
     job.add_arguments(parser)
     rest, bindings = _take_gin_bindings(argv[1:])
     args = parser.parse_args(rest)
+    args.began = began
     if "gin_bindings" in args:
         args.gin_bindings = bindings
     elif bindings:

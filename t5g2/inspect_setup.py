@@ -9,12 +9,13 @@ from t5g2 import settings
 from t5g2.checkpoints.manifest import verify
 from t5g2.checkpoints.store import array_shapes, read_meta
 from t5g2.data.cache_format import TOKENIZER_DIR
-from t5g2.data.corpus import Corpus, open_corpus, reopen_corpus
+from t5g2.data.corpus import Corpus, open_corpus, reopen_corpus, row_stream
 from t5g2.data.inspection import SourceFacts, summarise
 from t5g2.data.sources.opening import TextSource
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
+from t5g2.inspect_batch import make_again
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
 from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import parameter_shardings
@@ -26,6 +27,9 @@ def data(args: argparse.Namespace) -> str:
     """Examples and statistics of the data."""
     if (args.run_dir is None) == (not args.gin_file):
         raise UserError("give either --run_dir or --gin_file")
+    one = args.step is not None or args.batch is not None
+    if one and (args.run_dir is None or args.split != "train"):
+        raise UserError("--step and --batch are of the training data of a run: give --run_dir")
     if args.run_dir is not None:
         run_dir = Path(args.run_dir)
         chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
@@ -41,6 +45,10 @@ def data(args: argparse.Namespace) -> str:
         tokenizer = load_tokenizer(Path(path or f"{cache}/{TOKENIZER_DIR}"))
         corpus = open_corpus(chosen.corpus, tokenizer, chosen.model)
     chosen_data = chosen.data
+    again = None
+    if one:
+        rows = row_stream(corpus, "train", chosen_data, chosen.train.rows)
+        again = make_again(Path(args.run_dir), rows, step=args.step, batch=args.batch)
     summary = summarise(
         corpus.mixture(args.split, chosen_data),
         corpus.tokenizer,
@@ -50,12 +58,13 @@ def data(args: argparse.Namespace) -> str:
         images_per_row=chosen_data.images_per_row,
         seed=chosen_data.seed,
         examples=args.examples,
-        batches=args.batches,
+        batches=1 if again else args.batches,
         total_steps=chosen.train.total_steps if args.split == "train" else None,
         about=lambda name: _about(corpus, name, args.split),
+        cursors=again and again.cursors,
     )
     if args.html is None:
-        return as_text(summary)
+        return as_text(summary) if again is None else f"{again.said}\n\n{as_text(summary)}"
     page = Path(args.html)
     try:
         write_atomically(page, as_page(summary, Path(args.run_dir or args.gin_file[-1]).stem))

@@ -18,8 +18,10 @@ from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
 from t5g2.parallel.batch import BatchParts, rows_for, split_batch
 from t5g2.parallel.hosts import HostsConfig
 from t5g2.parallel.mesh import MeshConfig
+from t5g2.training.bad_steps import BadStepsConfig
 from t5g2.training.optimizer import OptimizerConfig
 from t5g2.training.schedule import ScheduleConfig
+from t5g2.watchdog import WatchdogConfig
 
 CONFIG_FILE = "config.gin"
 
@@ -133,6 +135,8 @@ class Settings:
     mesh: MeshConfig
     hosts: HostsConfig
     checkpoints: CheckpointConfig
+    bad_steps: BadStepsConfig
+    watchdog: WatchdogConfig
     evaluation: EvaluationConfig
     finish: FinishConfig
 
@@ -200,7 +204,15 @@ MAY_CHANGE = frozenset(
         *(f"model.{name}" for name in EXECUTION_FIELDS),
         *(
             f"{section}.{field.name}"
-            for section in ("mesh", "hosts", "checkpoints", "evaluation", "finish")
+            for section in (
+                "mesh",
+                "hosts",
+                "checkpoints",
+                "bad_steps",
+                "watchdog",
+                "evaluation",
+                "finish",
+            )
             for field in dataclasses.fields(SECTIONS[section])
         ),
     }

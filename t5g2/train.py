@@ -2,14 +2,14 @@
 
 import argparse
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from t5g2.activity import Activity
 from t5g2.checkpoints.keeping import CheckpointStore, clear_remains, has_checkpoint
-from t5g2.checkpoints.store import CHECKPOINTS_DIR, package_versions, read_meta
+from t5g2.checkpoints.store import CHECKPOINTS_DIR
 from t5g2.compile_cache import use_compile_cache
 from t5g2.data.corpus import (
     FACTS_FILE,
@@ -21,47 +21,53 @@ from t5g2.data.corpus import (
     reopen_corpus,
     row_stream,
 )
+from t5g2.data.feed import Feed
 from t5g2.data.loader import RowBatches
-from t5g2.data.packing import RowStream
-from t5g2.data.resume import continued, describe_cursors
 from t5g2.errors import UserError
 from t5g2.evaluation import Averages, HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
-from t5g2.initialization import load_teacher, make_first_state, starting_tokenizer
+from t5g2.initialization import load_teacher, starting_tokenizer
 from t5g2.kernels.attention import choose_backend
 from t5g2.parallel import hosts
 from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
-from t5g2.reporting.metrics_log import MetricsLog, NoLog
+from t5g2.recovery import Recovery
+from t5g2.reporting.goodput import goodput_line
+from t5g2.reporting.metrics_log import MetricsLog, NoLog, read_metrics
 from t5g2.reporting.progress import Nowhere, Progress
 from t5g2.run_lock import LOCK_FILE, run_lock
-from t5g2.settings import CONFIG_FILE, Settings, check_same_run, model_to_json, read_settings
+from t5g2.settings import CONFIG_FILE, Settings, check_same_run, read_settings
 from t5g2.signals import StopRequest
-from t5g2.training.metrics import Meter, Totals
+from t5g2.starting import Position, checkpoint_meta, run_facts, start_or_restore
+from t5g2.training.bad_steps import EXIT_CODE as EXIT_BAD_STEPS
+from t5g2.training.bad_steps import Drawn, Guard
+from t5g2.training.metrics import Meter
 from t5g2.training.optimizer import make_optimizer
 from t5g2.training.schedule import make_schedule, warmup_steps
 from t5g2.training.state import state_shardings
 from t5g2.training.step import compile_train_step, jit_eval_step
 from t5g2.visual_tokens import check_tower
+from t5g2.watchdog import Stragglers, Watchdog
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the job; see `train`."""
     settings = read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    return train(settings, Path(args.run_dir))
+    return train(settings, Path(args.run_dir), Activity(args.began))
 
 
-def train(settings: Settings, run_dir: Path) -> int:
+def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -> int:
     """Trains until the end, `train.stop_at`, or SIGINT or SIGTERM.
 
     Returns:
         0 when done or stopped at `train.stop_at`; 128 + the number of the signal that stopped it,
-        once everything is saved.
+        once everything is saved; 3 if `bad_steps` stopped it.
 
     Raises:
         UserError: anything that the user can mend.
     """
+    activity = activity or Activity()
     _check_run_dir(run_dir)
     accepted = check_same_run(run_dir, settings)
     total = settings.train.total_steps
@@ -106,7 +112,7 @@ def train(settings: Settings, run_dir: Path) -> int:
             path = Path(settings.train.teacher)
             with progress.stage("reading the teacher"):
                 teacher = load_teacher(path, settings.model, corpus.tokenizer, mesh)
-        with progress.stage("compiling"):
+        with activity.during("compile"), progress.stage("compiling"):
             train_step = compile_train_step(
                 mesh,
                 shapes,
@@ -130,41 +136,23 @@ def train(settings: Settings, run_dir: Path) -> int:
             run_dir / CHECKPOINTS_DIR, settings.checkpoints, settings.finish.average_last
         )
         log = MetricsLog(run_dir) if hosts.is_first() else NoLog()
-        with store, log:
-            saved = None
-            if has_checkpoint(store.directory):
-                with progress.stage("verifying the newest checkpoint"):
-                    saved = store.newest_sound()
-            step = saved or 0
-            if saved is not None:
-                with progress.stage(f"restoring step {step}"):
-                    state, cursors = store.restore(step, shapes, shardings)
-                    meta = read_meta(store.path(step))
-                    totals = Totals.of(meta)
-                    cursors = continued(cursors, meta.get("data"), rows)
-            else:
-                with progress.stage("initialising"):
-                    state = make_first_state(settings, optimizer, shardings)
-                    cursors, totals = rows.start(), Totals()
+        with store, log, Watchdog(settings.watchdog, activity, run_dir):
+
+            def begin() -> Position:
+                return start_or_restore(
+                    settings, run_dir, store, rows, optimizer, shapes, shardings, progress, activity
+                )
+
+            step, state, cursors, totals, number, guarded = begin()
             check_tower(corpus, state.params)
-            facts = {
-                "total_steps": total,
-                "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
-                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "attention": attention_backend,
-                "batch": parts.to_json(),
-                "config_hash": settings.hash(),
-                "versions": package_versions(),
-                "unigram_entropy": corpus.facts["unigram_entropy"],
-                "corpus": corpus.counts(),
-                **corpus.counts_by_source(),
-                "data_shares": dict(zip(tasks, rows.mixture.rates.tolist(), strict=True)),
-            }
-            log.start(step, **facts)
+            facts = run_facts(settings, corpus, rows, shapes)
+            facts |= {"attention": attention_backend, "batch": parts.to_json()}
+            log.start(step, began=activity.began, seconds=activity.seconds(), **facts)
             progress.message(f"attention: {attention_backend}")
 
-            def warn(told: str) -> None:
-                log.write("event", step, level="warning", message=told)
+            def warn(told: str, at: int | None = None, **values: Any) -> None:
+                at = step if at is None else at
+                log.write("event", at, level="warning", message=told, **values)
                 progress.message(told)
 
             for told in store.news():
@@ -181,54 +169,87 @@ def train(settings: Settings, run_dir: Path) -> int:
             # ---- The loop
             sharding = batch_sharding(mesh)
             first, count = hosts.own_rows(sharding, rows.rows)
-            loader = RowBatches(rows, cursors, first, count, settings.data.workers)
-            agreed = hosts.Agreement(mesh)
+            agreed, save_wanted = hosts.Agreement(mesh), hosts.Agreement(mesh)
+            stragglers = Stragglers(settings.watchdog, mesh)
             room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
-            meter = Meter(tasks, room, schedule, totals)
             last = min(total, settings.train.stop_at or total)
-            save_wanted = hosts.Agreement(mesh)
+            recovery = Recovery(settings.bad_steps, run_dir, store, rows, first, warn)
+
+            def watched() -> tuple[Guard, Meter]:
+                guard = Guard(settings.bad_steps, mesh, guarded)
+                return guard, Meter(tasks, room, schedule, totals, guard.watch)
+
+            guard, meter = watched()
+
+            def batches_after(cursors: Any) -> RowBatches:
+                return RowBatches(rows, cursors, first, count, settings.data.workers)
 
             def record() -> None:
                 values = meter.record(step)
-                log.write("train", step, **values)
+                log.write("train", step, **values, seconds=activity.seconds())
                 progress.update(step, **values)
+                waited = activity.seconds()["data"]
+                if told := stragglers.told(step, values["step_seconds"], waited):
+                    warn(told)
 
             def save(write: Callable[..., None]) -> None:
-                meta = _checkpoint_meta(settings, rows, meter.totals())
+                meta = checkpoint_meta(settings, rows, meter.totals())
+                meta |= {"batch": feed.number, "guard": guard.state(), **recovery.meta()}
                 in_turn = step % settings.checkpoints.every == 0 or step == total
                 placed = hosts.to_devices(sharding, cursors, rows.rows)
-                write(state, placed, meta, temporary=not in_turn)
+                with activity.during("save"):
+                    write(state, placed, meta, temporary=not in_turn)
 
             averages = Averages(store, settings.finish.average_last, shardings.params)
             average_every = settings.evaluation.average_every
 
             def evaluate(weights: str, params: Any, **facts: Any) -> None:
-                meter.pause()
-                loss = heldout.loss(params)
+                with activity.during("evaluation"):
+                    loss = heldout.loss(params)
                 log.write("eval", step, split="heldout", weights=weights, **loss._asdict(), **facts)
                 progress.message(
                     f"step {step}: held-out loss of the {weights} weights {loss.loss:.3f} "
                     "nats/token"
                 )
 
-            with closing(loader.prefetched()) as batches, StopRequest() as stop:
+            with Feed(batches_after) as feed, StopRequest() as stop:
+                feed.begin(cursors, number, recovery.left_out)
                 while step < last and not stop.hear(agreed(stop.signal or 0)):
-                    batch, cursors = next(batches)
+                    activity.enter("data")
+                    batch, cursors = next(feed)
+                    # Not waited for in vain if the devices still had to do.
+                    activity.enter("step", booked="step" if meter.devices_work() else None)
                     batch = hosts.to_devices(sharding, batch, rows.rows)
                     with jax.transfer_guard("disallow"):
-                        state, metrics = train_step(state, batch)
+                        state, metrics = train_step(state, batch, guard.limits)
                     step += 1
+                    activity.stepped(step)
                     meter.add(metrics)
+                    guard.add(Drawn(step, feed.number, feed.before, cursors))
 
                     due = step % settings.checkpoints.every == 0
-                    if step % settings.train.log_every == 0:
+                    evaluates = step % settings.evaluation.every == 0 or step == total
+                    if step % settings.train.log_every == 0 or step == last:
                         record()
+                        if step % settings.train.log_every == 0:
+                            guard.renew()
                         # Out of turn only here: a resumed run's records are over the same steps.
                         due |= bool(save_wanted(store.wants_save()))
-                    if step % settings.evaluation.every == 0 or step == total:
+                    if due or evaluates:
+                        meter.pause()
+                    recovery.tell(guard)
+                    if recovery.rolls_back(guard):
+                        del state  # there may be no room for two
+                        step, state, cursors, totals, number, guarded = begin()
+                        log.rewind(step, seconds=activity.seconds())
+                        guard, meter = watched()
+                        feed.begin(cursors, number, recovery.left_out)
+                        continue
+                    if guard.stop:
+                        break
+                    if evaluates:
                         evaluate("last", state.params)
                     if due:
-                        meter.pause()
                         save(store.save)
                     if average_every and step % average_every == 0 and step < total:
                         meter.pause()
@@ -240,25 +261,33 @@ def train(settings: Settings, run_dir: Path) -> int:
                         warn(told)
                 if meter.pending:
                     record()
-                if store.wait() < step:
+                recovery.tell(guard)
+                saved = store.wait()
+                if guard.sound and saved < step:
                     save(store.save_at_the_end)
+                    saved = step
                 for told in store.news():
                     warn(told)
 
             # ---- The end, or the end for now
-            if stop.signal is not None:
+            activity.enter("finish")
+            if guard.stop:
+                warn(f"{guard.stop}; the last checkpoint is of step {saved}: see docs/running.md")
+            elif stop.signal is not None:
                 log.write("event", step, level="warning", message=f"stopped by {stop.signal.name}")
                 progress.message(
-                    f"{stop.signal.name}: saved step {step}; the same command goes on from there"
+                    f"{stop.signal.name}: saved step {saved}; the same command goes on from there"
                 )
             elif step < total:
                 progress.message(f"train.stop_at: saved step {step} of {total}")
             else:
                 finish(run_dir, settings, corpus, store, heldout, shardings.params, log, progress)
+            log.write("end", step, seconds=activity.seconds())
         if hosts.is_first():
             write_figures(run_dir)
+            progress.message(goodput_line(read_metrics(run_dir)))
         progress.message(f"report: {run_dir / 'report.html'}")
-    return stop.exit_code
+    return EXIT_BAD_STEPS if guard.stop else stop.exit_code
 
 
 def _check_run_dir(run_dir: Path) -> None:
@@ -304,15 +333,3 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
             f"corpus.path: {tokens:,} training tokens are less than one batch of {batch:,}: add "
             "text, or lower train.rows (train.tokens_per_batch) or the sequence lengths"
         )
-
-
-def _checkpoint_meta(settings: Settings, rows: RowStream, totals: Totals) -> dict[str, Any]:
-    return {
-        **totals._asdict(),
-        "data": describe_cursors(rows),
-        "model": model_to_json(settings.model),
-        "settings": settings.to_json(),
-        "config_hash": settings.hash(),
-        "tokenizer": f"../../{TOKENIZER_DIR}",
-        "versions": package_versions(),
-    }

@@ -275,6 +275,10 @@ class CheckpointStore:
         else:
             self._pending = step, self._thread.submit(self._complete, step, partial, facts)
 
+    def remove(self, checkpoint: Saved) -> None:
+        """Removes a checkpoint; a process that is killed meanwhile leaves none."""
+        _remove(checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.step}.pruned")))
+
     def wait(self) -> int:
         """Waits until what was saved is on disk; returns the newest step that is, or 0."""
         self._collect()
@@ -371,11 +375,12 @@ class CheckpointStore:
         saved, period = self.saved(), self._config.keep_period
         keep = {checkpoint.step for checkpoint in permanent(saved)[-self._kept :]}
         keep |= {max((checkpoint.step for checkpoint in saved if checkpoint.temporary), default=0)}
-        for step, path, temporary in saved:
+        for checkpoint in saved:
+            step, path, temporary = checkpoint
             if step in keep or (period and step % period == 0 and not temporary):
                 continue
             if not _is_in_use(path):
-                _remove(path.rename(path.with_name(f".{path.name}.pruned")))
+                self.remove(checkpoint)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

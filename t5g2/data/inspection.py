@@ -192,8 +192,9 @@ def summarise(
     images_per_row: int = 0,
     total_steps: int | None = None,
     about: Callable[[str], SourceFacts] = lambda name: SourceFacts(),
+    cursors: Int[np.ndarray, "rows cursor"] | None = None,
 ) -> Summary:
-    """Makes the first batches of a run and says what they are like.
+    """Makes the first batches of a run, or some later ones, and says what they are like.
 
     Args:
         mixture: what the run is trained on.
@@ -207,6 +208,7 @@ def summarise(
         images_per_row: images that a row has room for.
         total_steps: steps of the whole run.
         about: what else is known of a source, by name; asked when the batches have been made.
+        cursors: of the rows before these batches; None: the beginning.
 
     Raises:
         UserError: `rows` or `batches` below 1, or data that no row can be made of.
@@ -224,7 +226,7 @@ def summarise(
         ),
     )
     stream = RowStream(mixture, rows, inputs_length, targets_length, seed, images_per_row)
-    packed = list(_rows(stream, batches))
+    packed = list(_rows(stream, stream.start() if cursors is None else cursors.copy(), batches))
     read = [dict(documents.notes) for documents in watched]  # reading for other ends adds more
     pieces = list(itertools.chain(*packed))
     facts = [about(source.name) for source in mixture.sources]
@@ -291,8 +293,9 @@ def histogram(
     return counts.tolist(), edges.tolist()
 
 
-def _rows(stream: RowStream, batches: int) -> Iterator[list[Piece]]:
-    cursors = stream.start()
+def _rows(
+    stream: RowStream, cursors: Int[np.ndarray, "rows cursor"], batches: int
+) -> Iterator[list[Piece]]:
     for _ in range(batches):
         for row in range(stream.rows):
             pieces, cursors[row] = stream.next_row(row, cursors[row])

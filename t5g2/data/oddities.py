@@ -127,6 +127,8 @@ def _splitting(
         for piece in pieces:
             source = stream.tasks[piece.task].source
             name = stream.mixture.sources[source].name
+            if piece.start and (row, source) not in begun:
+                continue  # Begun before these batches.
             begun[row, source] = 1 if not piece.start else begun[row, source] + 1
             size = read[name][piece.document].tokens
             if piece.start + piece.length == size > longest.get(name, math.inf):

@@ -6,6 +6,7 @@ run was killed ends, and a run whose worker was killed says so.
 """
 
 import ctypes
+import faulthandler
 import itertools
 import multiprocessing
 import pickle
@@ -146,6 +147,7 @@ def _work(
     rows: slice,
 ) -> None:
     """What a process does until the other end of its pipe is closed."""
+    faulthandler.register(signal.SIGUSR1)  # for the watchdog of a run that hangs
     stream: RowStream | None = None
     answer: Cursors | Exception = cursors
     while not isinstance(answer, Exception):

@@ -173,6 +173,28 @@ class Agreement:
         return 0 if heard is None else int(heard)
 
 
+class Survey:
+    """As `Agreement`, but tells what each process said."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._everywhere = jax.jit(jnp.copy, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._processes = [device.process_index for device in mesh.devices.flat]
+        self._heard: jax.Array | None = None
+
+    def __call__(self, value: float) -> list[float]:
+        """Says `value`; returns what each process said at the last call; at first []."""
+        if jax.process_count() == 1:
+            return [value]
+        count = len(self._sharding.addressable_devices)
+        said = to_devices(self._sharding, np.full(count, value, np.float32), jax.device_count())
+        heard, self._heard = self._heard, self._everywhere(said)
+        if heard is None:
+            return []
+        by_process = dict(zip(self._processes, np.asarray(heard).tolist(), strict=True))
+        return [by_process[process] for process in range(jax.process_count())]
+
+
 def own_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
     """First row and number of rows of a global batch that this process feeds.
 

@@ -30,7 +30,7 @@ TENSORBOARD_DIRECTORY = "tensorboard"
 
 Scalar = float | int | str | bool | None
 Value = Scalar | Mapping[str, Scalar] | Sequence[Scalar]
-Kind = Literal["train", "eval", "event", "summary"]
+Kind = Literal["train", "eval", "event", "end", "summary"]
 Row = dict[str, Any]
 
 # JSON has no such numbers. As strings they stay readable by every JSON parser, where Python's
@@ -72,12 +72,23 @@ class MetricsLog:
         self._close_tensorboard()
         self._open_tensorboard(purge_step=step + 1)
 
+    def rewind(self, step: int, **facts: Value) -> None:
+        """Records that the process goes back to a step; later steps are superseded, as by `start`.
+
+        Args:
+            step: The step.
+            **facts: What else there is to say.
+        """
+        self._append({"kind": "rollback", "step": step, "time": time.time(), **facts})
+        self._close_tensorboard()
+        self._open_tensorboard(purge_step=step + 1)
+
     def write(self, kind: Kind, step: int, **values: Value) -> None:
         """Records values of one step.
 
         Args:
             kind: "train" (a step), "eval" (with `split` and `weights`), "event" (with `message`
-                and `level`) or "summary" (the facts at the end of a run).
+                and `level`), "end" (of a process) or "summary" (the facts at the end of a run).
             step: The step they belong to, counted from 1; 0 is the state before training.
             **values: Numbers, strings, None, or one level of mappings or sequences of these.
 
@@ -142,6 +153,9 @@ class NoLog(contextlib.nullcontext[None]):
     def start(self, step: int, **facts: Value) -> None:
         """Does nothing."""
 
+    def rewind(self, step: int, **facts: Value) -> None:
+        """Does nothing."""
+
     def write(self, kind: Kind, step: int, **values: Value) -> None:
         """Does nothing."""
 
@@ -154,11 +168,14 @@ class Segment:
         start: The start record.
         last_step: The last training step it recorded; its first step if it recorded none.
         seconds: From its start record to its last record.
+        marks: Those of its records, in the order they were written, that say how it spent its time
+            so far (`seconds`): of each only `kind`, `step`, `time` and `seconds`.
     """
 
     start: Row
     last_step: int
     seconds: float
+    marks: tuple[Row, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +245,7 @@ def read_metrics(path: str | os.PathLike[str], most: int | None = None) -> RunHi
     evals: dict[tuple[Any, ...], Row] = {}
     events: list[Row] = []
     segments: list[Segment] = []
+    marks: list[list[Row]] = []
     summary: Row | None = None
     superseded = 0
     unreadable = []
@@ -239,16 +257,19 @@ def read_metrics(path: str | os.PathLike[str], most: int | None = None) -> RunHi
             unreadable.append(number)
             continue
         step, kind = row["step"], row["kind"]
-        if kind == "start":
+        if kind in ("start", "rollback"):
             before = len(train) + len(evals)
             train = {key: old for key, old in train.items() if key <= step}
             evals = {key: old for key, old in evals.items() if key[0] <= step}
             superseded += before - len(train) - len(evals)
             summary = None
+        if kind == "start":
             segments.append(Segment(start=row, last_step=step, seconds=0.0))
-            continue
+            marks.append([])
         if segments:
             segment = segments[-1]
+            if isinstance(row.get("seconds"), dict):
+                marks[-1].append({key: row[key] for key in ("kind", "step", "time", "seconds")})
             segments[-1] = Segment(
                 start=segment.start,
                 last_step=max(segment.last_step, step) if kind == "train" else segment.last_step,
@@ -263,13 +284,16 @@ def read_metrics(path: str | os.PathLike[str], most: int | None = None) -> RunHi
             evals[key] = row
         elif kind == "event":
             events.append(row)
-        else:
+        elif kind == "summary":
             summary = row
     return RunHistory(
         train=[train[step] for step in sorted(train)],
         eval=[evals[key] for key in sorted(evals)],
         events=events,
-        segments=segments,
+        segments=[
+            dataclasses.replace(segment, marks=tuple(own))
+            for segment, own in zip(segments, marks, strict=True)
+        ],
         summary=summary,
         superseded=superseded,
         unreadable_lines=unreadable,
@@ -298,6 +322,8 @@ def _parse(line: bytes) -> Row | None:
         "train",
         "eval",
         "event",
+        "rollback",
+        "end",
         "summary",
     ):
         return None

@@ -12,6 +12,7 @@ from typing import Any
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
 from t5g2.reporting import report_charts
+from t5g2.reporting.goodput import goodput_section
 from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
 from t5g2.reporting.numbers import compact, duration, grouped
 from t5g2.reporting.page import clock_time, page, table
@@ -121,6 +122,7 @@ def _page(run_dir: Path, history: RunHistory) -> str:
         ("Throughput and packing", f'<div class="pair">{report_charts.throughput(history)}</div>'),
         ("Facts", _facts(history)),
         ("Starts", _starts(history)),
+        ("Where the time went", goodput_section(history)),
         ("Events", _events(history)),
         ("Configuration", _configuration(run_dir)),
     ]

@@ -18,16 +18,18 @@ class Totals(NamedTuple):
         tokens: real encoder and decoder tokens.
         target_tokens: real decoder tokens.
         digest: checksum of all batches so far, in order: equal in two runs that saw the same data.
+        skipped: steps whose update was left out: so far is the schedule behind the steps.
     """
 
     tokens: int = 0
     target_tokens: int = 0
     digest: int = 0
+    skipped: int = 0
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> "Totals":
         """The totals that a checkpoint's metadata hold."""
-        return cls(*(meta[name] for name in cls._fields))
+        return cls(**{name: meta[name] for name in cls._fields if name in meta})
 
 
 class MeanLoss(NamedTuple):
@@ -68,6 +70,7 @@ class Meter:
         room: tuple[int, int],
         learning_rate: Callable[[int], Any],
         totals: Totals,
+        watch: Callable[[Sequence[StepMetrics]], None] = lambda steps: None,
     ) -> None:
         """Starts to count.
 
@@ -76,11 +79,13 @@ class Meter:
             room: tokens that a batch has room for, inputs and targets.
             learning_rate: the schedule.
             totals: what was counted before.
+            watch: told the metrics of steps, each once and in order, when they leave the devices.
         """
         self._tasks = tasks
         self._room = room
         self._learning_rate = learning_rate
         self._totals = totals
+        self._watch = watch
         self._on_device: list[StepMetrics] = []
         self._steps: list[StepMetrics] = []
         self._seconds = 0.0
@@ -103,14 +108,21 @@ class Meter:
                 self._totals.tokens + inputs + targets,
                 self._totals.target_tokens + targets,
                 digest,
+                self._totals.skipped + bool(metrics.skipped),
             )
         self._steps += fetched
+        self._watch(fetched)
         return self._totals
 
     @property
     def pending(self) -> bool:
         """Whether steps were added since the last record."""
         return bool(self._on_device or self._steps)
+
+    def devices_work(self) -> bool:
+        """Whether the devices have not done yet with the step that was last dispatched."""
+        # jax.Array has the method, and does not declare it.
+        return bool(self._on_device) and not self._on_device[-1].grad_norm.is_ready()  # type: ignore[attr-defined]
 
     def pause(self) -> None:
         """Waits for the steps so far; until the next one, time does not count as training."""
@@ -124,23 +136,28 @@ class Meter:
         self.pause()
         totals, steps, seconds = self._totals, self._steps, max(self._seconds, 1e-9)
         self._steps, self._seconds = [], 0.0
-        mean = mean_loss([metrics.sums for metrics in steps], self._tasks)
         inputs = sum(int(metrics.sums.inputs) for metrics in steps)
-        distilled = [m.sums.distilled for m in steps if m.sums.distilled is not None]
+        targets = sum(int(metrics.sums.targets.sum()) for metrics in steps)
+        # What was not learnt from would only hide the loss of the rest.
+        learnt = [metrics.sums for metrics in steps if not metrics.skipped]
+        skipped = len(steps) - len(learnt)
+        mean = mean_loss(learnt or [metrics.sums for metrics in steps], self._tasks)
+        distilled = [sums.distilled for sums in learnt if sums.distilled is not None]
         return {
             "loss": mean.loss,
             "by_task": mean.by_task,
             "targets_by_task": mean.targets_by_task,
             **({"distilled_loss": float(sum(distilled)) / mean.targets} if distilled else {}),
-            "learning_rate": float(self._learning_rate(step - 1)),
+            **({"skipped_steps": skipped} if skipped else {}),
+            "learning_rate": float(self._learning_rate(step - 1 - totals.skipped)),
             "grad_norm": float(steps[-1].grad_norm),
             "inputs": inputs,
             "targets": mean.targets,
             "tokens": totals.tokens,
             "target_tokens": totals.target_tokens,
-            "tokens_per_second": (inputs + mean.targets) / seconds,
+            "tokens_per_second": (inputs + targets) / seconds,
             "step_seconds": seconds / len(steps),
             "fill_inputs": inputs / len(steps) / self._room[0],
-            "fill_targets": mean.targets / len(steps) / self._room[1],
+            "fill_targets": targets / len(steps) / self._room[1],
             "data_digest": f"{totals.digest:08x}",
         }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from t5g2.data.batch import empty_batch
 from t5g2.data.packing import ImageSlots
@@ -15,6 +15,7 @@ from t5g2.models.config import ModelConfig
 from t5g2.models.stack import Tokens
 from t5g2.models.t5gemma2 import T5Gemma2, from_parameters, split_frozen
 from t5g2.parallel.rules import batch_sharding, replicated
+from t5g2.training.limits import NO_LIMITS, Limits, place
 from t5g2.training.state import TrainState
 from t5g2.training.teacher import Teacher
 
@@ -56,12 +57,16 @@ class StepMetrics(NamedTuple):
 
     Attributes:
         sums: losses and token counts of the batch.
+        loss: mean over the batch's targets of what is trained on, in nats.
         grad_norm: global norm of the mean gradient, before clipping.
+        skipped: whether the update was left out.
         digest: sum of the rows' checksums (mod 2**32): what the step was fed.
     """
 
     sums: LossSums
+    loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    skipped: Bool[Array, ""]
     digest: UInt32[Array, ""]
 
 
@@ -143,6 +148,7 @@ def _visual_tokens(model: T5Gemma2, batch: DeviceBatch) -> Float[Array, "B N W"]
 def train_step(
     state: TrainState,
     batch: DeviceBatch,
+    limits: Limits = NO_LIMITS,
     *,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -154,7 +160,9 @@ def train_step(
 
     The loss is the mean over the real target tokens of the whole batch, however it is split into
     `accumulation` microbatches; clipping acts on that mean's gradient. Frozen parameters have no
-    gradient, no optimizer state and no decay.
+    gradient, no optimizer state and no decay. Where loss or gradient are beyond `limits`, the
+    parameters and the optimizer state (with the schedule's count) keep their bits; the step counts
+    all the same.
     """
     trained, frozen = split_frozen(state.params)
 
@@ -181,11 +189,18 @@ def train_step(
         (gradients, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
     count = jnp.maximum(jnp.sum(sums.targets), 1.0)
     gradients = jax.tree.map(lambda g: g / count, gradients)
+    mean = (jnp.sum(sums.nll) if sums.distilled is None else sums.distilled) / count
+    norm = optax.global_norm(gradients)
+    skipped = limits.exceeded(mean, norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-    params = {**optax.apply_updates(trained, updates), **frozen}
+    trained, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(skipped, old, new),
+        (optax.apply_updates(trained, updates), opt_state),
+        (trained, state.opt_state),
+    )
     digest = jnp.sum(batch["row_digest"], dtype=jnp.uint32)
-    metrics = StepMetrics(sums, optax.global_norm(gradients), digest)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    metrics = StepMetrics(sums, mean, norm, skipped, digest)
+    return TrainState(state.step + 1, {**trained, **frozen}, opt_state), metrics
 
 
 def trace_train_step(
@@ -202,7 +217,7 @@ def trace_train_step(
     images: ImageSlots | None = None,
     teacher: Teacher | None = None,
 ) -> jax.stages.Traced:
-    """`train_step` for a mesh, traced; its arguments are state, batch and teacher.
+    """`train_step` for a mesh, traced; its arguments are state, batch, limits and teacher.
 
     Args:
         mesh: the devices.
@@ -219,12 +234,13 @@ def trace_train_step(
     """
 
     def step(
-        state: TrainState, batch: DeviceBatch, teacher: Teacher | None
+        state: TrainState, batch: DeviceBatch, limits: Limits, teacher: Teacher | None
     ) -> tuple[TrainState, StepMetrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Kernels ask for it.
             return train_step(
                 state,
                 batch,
+                limits,
                 config=config,
                 optimizer=optimizer,
                 num_tasks=num_tasks,
@@ -235,19 +251,24 @@ def trace_train_step(
     batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room, images))
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh), None),  # a teacher lies where it lies
+        # A teacher lies where it lies.
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.trace(shapes, batch_shapes, teacher)
+    return jitted.trace(shapes, batch_shapes, NO_LIMITS, teacher)
 
 
 def compile_train_step(
-    *args: Any, teacher: Teacher | None = None, **kwargs: Any
-) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]:
-    """What `trace_train_step` gives, compiled; the state it is given is consumed."""
-    compiled = trace_train_step(*args, teacher=teacher, **kwargs).lower().compile()
-    return lambda state, batch: compiled(state, batch, teacher)
+    mesh: Mesh, *args: Any, teacher: Teacher | None = None, **kwargs: Any
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """What `trace_train_step` gives, compiled: of state, which is consumed, batch and limits.
+
+    Without limits (see `t5g2.training.limits.place`) every update is made.
+    """
+    compiled = trace_train_step(mesh, *args, teacher=teacher, **kwargs).lower().compile()
+    without = place(NO_LIMITS, mesh)
+    return lambda state, batch, limits=without: compiled(state, batch, limits, teacher)
 
 
 def jit_eval_step(

@@ -1,0 +1,104 @@
+"""Where a run starts from: its newest sound checkpoint, or the beginning."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Int
+
+from t5g2.activity import Activity
+from t5g2.checkpoints.keeping import CheckpointStore, has_checkpoint
+from t5g2.checkpoints.rollback import read_rollbacks, remove_abandoned
+from t5g2.checkpoints.store import package_versions, read_meta
+from t5g2.data.corpus import TOKENIZER_DIR, Corpus
+from t5g2.data.packing import RowStream
+from t5g2.data.resume import continued, describe_cursors
+from t5g2.initialization import make_first_state
+from t5g2.reporting.progress import Progress
+from t5g2.settings import Settings, model_to_json
+from t5g2.training.metrics import Totals
+from t5g2.training.state import TrainState
+
+
+class Position(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        step: steps done.
+        state: after them.
+        cursors: of the data's rows after them.
+        totals: what was counted in them.
+        batch: number of the last batch.
+        guard: what `Guard.state` was, or None at the beginning.
+    """
+
+    step: int
+    state: TrainState
+    cursors: Int[np.ndarray, "rows cursor"]
+    totals: Totals
+    batch: int
+    guard: Mapping[str, Any] | None
+
+
+def start_or_restore(
+    settings: Settings,
+    run_dir: Path,
+    store: CheckpointStore,
+    rows: RowStream,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+    shardings: TrainState,
+    progress: Progress,
+    activity: Activity,
+) -> Position:
+    """Restores the newest checkpoint that verifies and was not rolled back, or begins at step 0."""
+    remove_abandoned(store, read_rollbacks(run_dir))
+    saved = None
+    with activity.during("restore"):
+        if has_checkpoint(store.directory):
+            with progress.stage("verifying the newest checkpoint"):
+                saved = store.newest_sound()
+        if saved is not None:
+            with progress.stage(f"restoring step {saved}"):
+                state, cursors = store.restore(saved, shapes, shardings)
+                meta = read_meta(store.path(saved))
+            cursors = continued(cursors, meta.get("data"), rows)
+            batch = meta.get("batch", saved)
+            return Position(saved, state, cursors, Totals.of(meta), batch, meta.get("guard"))
+    with progress.stage("initialising"):
+        state = make_first_state(settings, optimizer, shardings)
+    return Position(0, state, rows.start(), Totals(), 0, None)
+
+
+def run_facts(
+    settings: Settings, corpus: Corpus, rows: RowStream, shapes: TrainState
+) -> dict[str, Any]:
+    """What a start record says of a run."""
+    shares = zip((task.name for task in rows.tasks), rows.mixture.rates.tolist(), strict=True)
+    return {
+        "total_steps": settings.train.total_steps,
+        "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "config_hash": settings.hash(),
+        "versions": package_versions(),
+        "unigram_entropy": corpus.facts["unigram_entropy"],
+        "corpus": corpus.counts(),
+        **corpus.counts_by_source(),
+        "data_shares": dict(shares),
+    }
+
+
+def checkpoint_meta(settings: Settings, rows: RowStream, totals: Totals) -> dict[str, Any]:
+    """What a checkpoint of a run says of the run."""
+    return {
+        **totals._asdict(),
+        "data": describe_cursors(rows),
+        "model": model_to_json(settings.model),
+        "settings": settings.to_json(),
+        "config_hash": settings.hash(),
+        "tokenizer": f"../../{TOKENIZER_DIR}",
+        "versions": package_versions(),
+    }
