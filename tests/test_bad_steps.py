@@ -4,6 +4,7 @@ import json
 import math
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -172,7 +173,7 @@ def without(recipe, digests, tmp_path_factory):
         def close(self):
             self.batches.close()
 
-    RowBatches.prefetched = Others
+    RowBatches.prefetched = lambda loader: Others(loader)
     try:
         assert train(recipe, run_dir) == 0
     finally:
@@ -300,3 +301,29 @@ def test_a_rollback_that_was_killed_is_completed_by_the_same_command(
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert_rolled_back(run_dir, without)
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_alike_as_one_with_two_devices_does(recipe, digests, tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    hosts = [f"hosts.coordinator={address}", "hosts.count=2"]
+    processes = [
+        begin(recipe, two, digests, ("", ""), *ROLLBACK, *hosts, f"hosts.index={index}")
+        for index in range(2)
+    ]
+    written = [process.communicate(timeout=400)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], written
+    process = begin(recipe, one, digests, ("", ""), *ROLLBACK, "mesh.cpu_devices=2")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert losses(two) == losses(one)
+    assert_same(arrays(two, 12), arrays(one, 12))
+    names = ("step", "batch", "batch_digest", "documents", "skipped")
+    told = [[[event[name] for name in names] for event in events(where)] for where in (two, one)]
+    assert told[0] == told[1]
+    assert [event["batch"] for event in events(two)] == [7, 8]
+    rollbacks = [json.loads((where / "rollbacks.json").read_text()) for where in (two, one)]
+    assert rollbacks[0] == rollbacks[1] == [{"back_to": 3, "first": 7, "last": 8}]
