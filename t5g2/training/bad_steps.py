@@ -198,6 +198,6 @@ class Guard:
         if policy == "rollback":
             self.stretch = (self.stretch or (drawn, drawn))[0], drawn
         elif policy == "stop":
-            self.stop = f"bad_steps: stopped at step {drawn.step}"
+            self.stop = self.stop or f"bad_steps: stopped at step {drawn.step}"
         elif policy == "skip" and self._in_a_row >= self._config.most_in_a_row:
-            self.stop = f"bad_steps: {self._in_a_row} steps in a row were skipped"
+            self.stop = self.stop or f"bad_steps: {self._in_a_row} steps in a row were skipped"
