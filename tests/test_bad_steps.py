@@ -186,7 +186,10 @@ ROLLBACK = ("bad_steps.nonfinite=rollback", "bad_steps.checkpoints_back=2")
 
 
 def assert_rolled_back(run_dir, without):
-    assert losses(run_dir) == losses(without)
+    ours, theirs = losses(run_dir), losses(without)
+    # The record of step 4 is over the steps since the checkpoint of step 3: its loss is of fewer.
+    assert ours.pop(4)[1:] == theirs.pop(4)[1:]
+    assert ours == theirs
     assert_same(arrays(run_dir, 12), arrays(without, 12))
     metas = [read_meta(where / "checkpoints" / "12") for where in (run_dir, without)]
     assert metas[0]["digest"] == metas[1]["digest"]
