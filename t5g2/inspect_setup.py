@@ -47,7 +47,7 @@ def data(args: argparse.Namespace) -> str:
     chosen_data = chosen.data
     again = None
     if one:
-        rows = row_stream(corpus, "train", chosen_data, chosen.train.rows)
+        rows = row_stream(corpus, "train", chosen_data, chosen.rows)
         again = make_again(Path(args.run_dir), rows, step=args.step, batch=args.batch)
     summary = summarise(
         corpus.mixture(args.split, chosen_data),

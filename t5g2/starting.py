@@ -16,6 +16,7 @@ from t5g2.checkpoints.store import package_versions, read_meta
 from t5g2.data.corpus import TOKENIZER_DIR, Corpus
 from t5g2.data.packing import RowStream
 from t5g2.data.resume import continued, describe_cursors
+from t5g2.errors import UserError
 from t5g2.initialization import make_first_state
 from t5g2.reporting.progress import Progress
 from t5g2.settings import Settings, model_to_json
@@ -102,3 +103,24 @@ def checkpoint_meta(settings: Settings, rows: RowStream, totals: Totals) -> dict
         "tokenizer": f"../../{TOKENIZER_DIR}",
         "versions": package_versions(),
     }
+
+
+def check_sizes(settings: Settings, corpus: Corpus) -> None:
+    """Refuses a model or a batch that does not suit the corpus.
+
+    Raises:
+        UserError: too small a vocabulary, or fewer tokens than a batch has.
+    """
+    vocab_size = corpus.tokenizer.vocab_size
+    if vocab_size > settings.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens but model.vocab_size is "
+            f"{settings.model.vocab_size}: raise it, or lower tokenizer.vocab_size"
+        )
+    tokens = corpus.facts["train"]["tokens"]
+    batch = settings.rows * (settings.data.inputs_length + settings.data.targets_length)
+    if tokens < batch:
+        raise UserError(
+            f"corpus.path: {tokens:,} training tokens are less than one batch of {batch:,}: add "
+            "text, or lower train.rows (train.tokens_per_batch) or the sequence lengths"
+        )

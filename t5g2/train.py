@@ -39,7 +39,7 @@ from t5g2.reporting.progress import Nowhere, Progress
 from t5g2.run_lock import LOCK_FILE, run_lock
 from t5g2.settings import CONFIG_FILE, Settings, check_same_run, read_settings
 from t5g2.signals import StopRequest
-from t5g2.starting import Position, checkpoint_meta, run_facts, start_or_restore
+from t5g2.starting import Position, check_sizes, checkpoint_meta, run_facts, start_or_restore
 from t5g2.training.bad_steps import EXIT_CODE as EXIT_BAD_STEPS
 from t5g2.training.bad_steps import Drawn, Guard
 from t5g2.training.metrics import Meter
@@ -97,7 +97,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
             row_stream(corpus, "train", settings.data, settings.rows),
             row_stream(corpus, "heldout", settings.data, settings.rows),
         )
-        _check_sizes(settings, corpus)
+        check_sizes(settings, corpus)
         progress.message(f"batch: {parts}")
         if hosts.is_first():
             write_atomically(run_dir / CONFIG_FILE, settings.to_gin())
@@ -317,19 +317,3 @@ def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> tuple[Corp
         progress.message(f"tokenizer: that of train.init_from, {tokenizer.path}")
     stage, message = progress.stage, progress.message
     return prepare_corpus(settings.corpus, tokenizer, run_dir, stage, message, settings.model), []
-
-
-def _check_sizes(settings: Settings, corpus: Corpus) -> None:
-    vocab_size = corpus.tokenizer.vocab_size
-    if vocab_size > settings.model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens but model.vocab_size is "
-            f"{settings.model.vocab_size}: raise it, or lower tokenizer.vocab_size"
-        )
-    tokens = corpus.facts["train"]["tokens"]
-    batch = settings.rows * (settings.data.inputs_length + settings.data.targets_length)
-    if tokens < batch:
-        raise UserError(
-            f"corpus.path: {tokens:,} training tokens are less than one batch of {batch:,}: add "
-            "text, or lower train.rows (train.tokens_per_batch) or the sequence lengths"
-        )
