@@ -106,6 +106,62 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     add_gin_arguments(parser)
 
 
+def long_context(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `t5g2 long_context`."""
+    _checkpoint(parser)
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=[1024, 2048, 4096],
+        metavar="N",
+        help="encoder tokens of the examples (default: 1024 2048 4096)",
+    )
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        metavar="NAME",
+        help="niah_single_1, vt, cwe, fwe, qa, mrcr_2, ...: docs/long-context.md (default: all)",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=50, metavar="N", help="of a family at a length"
+    )
+    parser.add_argument(
+        "--haystack",
+        metavar="FILE",
+        help="text to hide needles in: a file, a directory of .txt and .md, or 'corpus', the "
+        "held-out documents of the checkpoint's own (default, if it has one)",
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="JSONL",
+        help="lines with question, answers and paragraph, for qa",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("prefix", "infill"),
+        default="prefix",
+        help="whether the encoder's text ends where the answer is, or goes on",
+    )
+    parser.add_argument(
+        "--rope_factor_global",
+        type=float,
+        metavar="FACTOR",
+        help="linear position interpolation of global layers (default: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--tokens_per_batch",
+        type=int,
+        default=16_384,
+        metavar="N",
+        help="encoder and decoder tokens of a batch",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the examples")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write long_context.json, long_context.svg and all answers"
+    )
+
+
 def generate(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `t5g2 generate`."""
     _checkpoint(parser)

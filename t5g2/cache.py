@@ -116,6 +116,12 @@ def make_cache(
         with progress.stage("sources"):
             sources = open_mixture(spec, corpus, model)
             fingerprints = {source.name: source.fingerprint() for source in sources}
+        for source in sources:
+            if source.name in names and source.has_prompts:
+                raise UserError(
+                    f"{source.spec.where('format')}: prompted lines are not cached: leave the "
+                    "source out by --task, or train without corpus.cache"
+                )
         have_images = any(source.name in names and source.has_images for source in sources)
         if vision is not None and not have_images:
             raise UserError('--vision: no source has images (format = "image_text")')

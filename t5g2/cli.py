@@ -46,6 +46,11 @@ JOBS = {
     "evaluate": Job(
         "t5g2.evaluate", "held-out loss of a checkpoint, or seqio Tasks", arguments.evaluate
     ),
+    "long_context": Job(
+        "t5g2.long_context",
+        "needles, chains, words and rounds in contexts of any length",
+        arguments.long_context,
+    ),
     "generate": Job(
         "t5g2.generate", "continue or infill text with a checkpoint", arguments.generate
     ),

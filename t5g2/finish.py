@@ -182,10 +182,12 @@ def _passages(source: Source, length: int, seed: int) -> Iterator[_Passage]:
         return (permute(i, size, seed) if shuffled else i for i in range(size))
 
     if source.image_examples is not None:
-        for number in order() if source.image_examples.slot.name == "images" else ():
+        slot = source.image_examples.slot
+        for number in order() if slot is None or slot.name == "images" else ():
             example = source.image_examples.example(number)
             if len(example.ids):
-                yield _Passage(example, source.image_examples.images(number))
+                images = source.image_examples.images(number) if example.images else None
+                yield _Passage(example, images)
         return
     for start in itertools.count(0, length):
         found = False

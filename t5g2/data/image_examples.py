@@ -1,4 +1,7 @@
-"""Images with text as rows hold them: prefix language modelling, whole or not at all."""
+"""Examples with a prompt of their own as rows hold them: whole or not at all.
+
+The prompt is what the encoder reads, images among it or not; the decoder learns what follows it.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,9 +22,9 @@ class ImageExample(NamedTuple):
 
     Attributes:
         ids: token ids without bos and eos; none of a record that is passed over.
-        prefix: tokens up to the end of the last image and the blank line behind it. They are what
-            the encoder gets at inference for a prompt that ends there.
-        images: how many images have their places in the prefix.
+        prefix: tokens of the prompt; with images up to the end of the last one and the blank line
+            behind it. They are what the encoder gets at inference for a prompt that ends there.
+        images: how many images have their places in the prefix; 0 of prompted text.
     """
 
     ids: Tokens
@@ -65,10 +68,10 @@ class ImageExamples(Protocol):
     """Examples by number, and the images of each; reading one twice gives the same.
 
     Attributes:
-        slot: what a batch holds of an image.
+        slot: what a batch holds of an image; None: no example has images.
     """
 
-    slot: ImageSlot
+    slot: ImageSlot | None
 
     def __len__(self) -> int: ...
 
@@ -91,7 +94,7 @@ class ImageExamples(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagePrefix:
-    """The one task of images with text: the text after the last image is the target.
+    """The one task of examples with a prompt: the text after the prompt is the target.
 
     Examples look as those of a prefix-LM `Denoiser` do, but for where they are divided.
 
@@ -124,7 +127,7 @@ class ImagePrefix:
 
 
 def image_prefix(denoisers: Sequence[Denoiser]) -> ImagePrefix:
-    """The task of images beside denoisers: in the mode of their prefix language modelling."""
+    """The task of prompts beside denoisers: in the mode of their prefix language modelling."""
     for denoiser in denoisers:
         if denoiser.mean_span is None:
             return ImagePrefix(mode=denoiser.mode, mode_ids=denoiser.mode_ids)

@@ -278,7 +278,7 @@ def summarise(
 def describe_denoiser(denoiser: Denoiser | ImagePrefix) -> str:
     """What a denoiser hides."""
     if isinstance(denoiser, ImagePrefix):
-        return "the text behind the last image hidden"
+        return "the text behind the prompt hidden"
     hidden = f"{denoiser.corruption_rate:.0%} hidden"
     if denoiser.mean_span is None:
         return f"{hidden}, one span at the end"

@@ -30,8 +30,9 @@ class Source:
 
     Attributes:
         name: what it is called in metrics.
-        documents: its tokenised documents, or examples with images.
-        denoisers: with their weights relative to one another; of images one `ImagePrefix`.
+        documents: its tokenised documents, or examples with prompts of their own.
+        denoisers: with their weights relative to one another; of
+            examples with a prompt of their own one `ImagePrefix`.
         weight: the source's rate relative to the other sources'.
     """
 
@@ -42,7 +43,7 @@ class Source:
 
     @property
     def image_examples(self) -> ImageExamples | None:
-        """The documents, if they have images."""
+        """The documents, if they are examples with prompts, such as images."""
         return cast(ImageExamples, self.documents) if hasattr(self.documents, "slot") else None
 
 
@@ -90,7 +91,7 @@ class Mixture:
             UserError: sources have images in different forms.
         """
         examples = [source.image_examples for source in self.sources]
-        slots = {example.slot for example in examples if example is not None}
+        slots = {example.slot for example in examples if example is not None and example.slot}
         if len(slots) > 1:
             raise UserError(f"the sources' images differ in kind: {sorted(slots)}")
         return slots.pop() if slots else None

@@ -299,23 +299,21 @@ class RowStream:
             UserError: there is such an example too many.
         """
         examples = self._image_examples[source]
-        if examples is None or self.images is None:
+        if examples is None:
             return self.mixture.sources[source].documents[number]
         example = examples.example(number)
         prefix = self.mixture.sources[source].denoisers[0]
         assert isinstance(prefix, ImagePrefix)
         inputs, targets = prefix.lengths(example, self.mixture.special)
-        if (
-            inputs <= self.room[0]
-            and targets <= self.room[1]
-            and example.images <= self.images.per_row
-        ):
+        slots = 0 if self.images is None else self.images.per_row
+        if inputs <= self.room[0] and targets <= self.room[1] and example.images <= slots:
             return example
+        images = f" and {example.images} images" if example.images else ""
         examples.refuse(
             number,
-            f"the example needs {inputs} inputs, {targets} targets and {example.images} images, "
+            f"the example needs {inputs} inputs, {targets} targets{images}, "
             f"more than a row has room for (data.inputs_length = {self.room[0]}, "
-            f"data.targets_length = {self.room[1]}, data.images_per_row = {self.images.per_row})",
+            f"data.targets_length = {self.room[1]}, data.images_per_row = {slots})",
         )
         return NOTHING
 

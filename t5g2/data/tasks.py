@@ -72,6 +72,10 @@ def register(name: str, corpus: Corpus, config: DataConfig) -> str:
     for source in corpus.sources:
         if isinstance(source, TextSource) and source.has_images:
             raise UserError(f"source {source.name} has images: there are no seqio Tasks of these")
+        if isinstance(source, TextSource) and source.has_prompts:
+            raise UserError(
+                f"source {source.name} has prompts of its own: there are no seqio Tasks of these"
+            )
     mixture = corpus.mixture("train", config)
     check_lengths(mixture, config.inputs_length, config.targets_length)
     vocabulary = seqio_vocabulary(corpus.tokenizer)

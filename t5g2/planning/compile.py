@@ -17,7 +17,7 @@ from t5g2.data.cached_corpus import open_cache
 from t5g2.data.corpus import source_denoisers
 from t5g2.data.image_examples import ImageSlot, pixel_slot
 from t5g2.data.packing import ImageSlots
-from t5g2.data.sources.mixture_file import read_mixture
+from t5g2.data.sources.mixture_file import ONE_TASK, read_mixture
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
@@ -270,6 +270,7 @@ def _tasks(settings: Settings) -> tuple[int, ImageSlots | None]:
                     f"corpus.mixture: source {min(pictured)} has images but model.vision is None"
                 )
             slots = {pixel_slot(model)}
+        pictured |= {spec.name for spec in specs if spec.format in ONE_TASK}
     count = sum(
         1 if spec.name in pictured else len(source_denoisers(spec, settings.data)) for spec in specs
     )

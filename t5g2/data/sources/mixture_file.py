@@ -12,7 +12,9 @@ from t5g2.config import did_you_mean
 from t5g2.data.sources.config import CorpusConfig
 from t5g2.errors import UserError
 
-FORMATS = ("text", "jsonl", "parquet", "arrayrecord", "tfds", "seqio", "image_text")
+FORMATS = ("text", "jsonl", "parquet", "arrayrecord", "tfds", "seqio", "image_text", "prompted")
+# Those whose examples have prompts of their own.
+ONE_TASK = {"image_text": "images with text", "prompted": "prompts with answers"}
 # Names become parts of the names of tasks and of files.
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -161,10 +163,12 @@ def _source(file: Path, number: int, table: Mapping[str, Any]) -> SourceSpec:
         )
     if chosen == "text" and texts["field"] is not None:
         raise UserError(f"{where}: field: text files have none; leave it out")
-    if chosen == "image_text" and "denoisers" in table:
+    if chosen == "prompted" and texts["field"] is not None:
+        raise UserError(f"{where}: field: prompted lines have inputs and targets; leave it out")
+    if chosen in ONE_TASK and "denoisers" in table:
         raise UserError(
-            f"{where}: denoisers: images with text have one task, prefix language modelling; leave "
-            "it out"
+            f"{where}: denoisers: {ONE_TASK[chosen]} have one task, prefix language modelling; "
+            "leave it out"
         )
     return SourceSpec(
         **{**texts, "name": name, "path": table["path"]},

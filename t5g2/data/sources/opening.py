@@ -17,6 +17,7 @@ from t5g2.data.sources.image_text import ImageDocuments, ImageRecords, ImageText
 from t5g2.data.sources.jsonl import JsonLines, JsonLineStream, is_compressed
 from t5g2.data.sources.mixture_file import FORMATS, MixtureSpec, SourceSpec, read_mixture
 from t5g2.data.sources.parquet import ParquetRows
+from t5g2.data.sources.prompted import PromptedDocuments, PromptedRecords, PromptedTexts
 from t5g2.data.sources.records import BadRecords, Records, RecordStream, file_names
 from t5g2.data.sources.splits import Numbers, Without, heldout_of_names, heldout_of_numbers
 from t5g2.data.sources.text import TextFiles, text_directory
@@ -70,11 +71,18 @@ class TextSource:
         """Whether its documents are images with text."""
         return isinstance(self.records, ImageRecords)
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether its documents are prompts with answers."""
+        return isinstance(self.records, PromptedRecords)
+
     def fingerprint(self) -> str:
         """Changes with the files, as far as that can be told without reading them."""
         return self.records.fingerprint()
 
-    def tokens(self, split: str, tokenizer: Tokenizer) -> TokenizedTexts | ImageTexts:
+    def tokens(
+        self, split: str, tokenizer: Tokenizer
+    ) -> TokenizedTexts | ImageTexts | PromptedTexts:
         """The documents of a split as token ids.
 
         Raises:
@@ -83,6 +91,8 @@ class TextSource:
         documents = self.documents[split]
         if isinstance(documents, ImageDocuments):
             return ImageTexts(documents, tokenizer)
+        if isinstance(documents, PromptedDocuments):
+            return PromptedTexts(documents, tokenizer)
         return TokenizedTexts(documents, tokenizer)
 
     def check_splits(self, counts: Mapping[str, int], heldout_share: float) -> None:
@@ -139,13 +149,7 @@ def _open_images(
 ) -> TextSource:
     check_reads_images(spec.where("format"), model)
     assert model is not None
-    base = Path() if spec.file is None else spec.file.parent
-    root, names, _ = _files(dataclasses.replace(spec, format="jsonl"), config, base)
-    if packed := next(filter(is_compressed, names), None):
-        raise UserError(
-            f"{spec.where('path')}: {root / packed}: lines with images are read in any order: "
-            "decompress it first"
-        )
+    root, names = _plain_jsonl(spec, config, "lines with images")
     records = ImageRecords(root, names, spec.field or "text")
     heldout = records.heldout(config.heldout_share)
     numbers: dict[str, Numbers] = {
@@ -160,6 +164,17 @@ def _open_images(
         {split: len(found) for split, found in numbers.items()}, config.heldout_share
     )
     return source
+
+
+def _plain_jsonl(spec: SourceSpec, config: CorpusConfig, what: str) -> tuple[Path, list[str]]:
+    base = Path() if spec.file is None else spec.file.parent
+    root, names, _ = _files(dataclasses.replace(spec, format="jsonl"), config, base)
+    if packed := next(filter(is_compressed, names), None):
+        raise UserError(
+            f"{spec.where('path')}: {root / packed}: {what} are read in any order: "
+            "decompress it first"
+        )
+    return root, names
 
 
 def check_reads_images(where: str, model: ModelConfig | None) -> None:
@@ -201,7 +216,10 @@ def _open(spec: SourceSpec, config: CorpusConfig, bad: BadRecords) -> TextSource
         "heldout": array("q", heldout.tobytes()),
     }
     documents = {
-        split: Documents(spec.name, records, numbers[split], split_bytes, bad) for split in SPLITS
+        split: PromptedDocuments(spec.name, records, numbers[split], bad)
+        if isinstance(records, PromptedRecords)
+        else Documents(spec.name, records, numbers[split], split_bytes, bad)
+        for split in SPLITS
     }
     source = TextSource(spec=spec, records=records, documents=documents, bad=bad)
     source.check_splits({split: len(found) for split, found in numbers.items()}, share)
@@ -219,6 +237,8 @@ def _records(spec: SourceSpec, config: CorpusConfig) -> Records | RecordStream:
         from t5g2.data.sources.with_tensorflow import open_seqio
 
         return open_seqio(spec.path, field, spec.where("path"))
+    if spec.format == "prompted":
+        return PromptedRecords(*_plain_jsonl(spec, config, "prompted lines"))
     root, names, kind = _files(spec, config, base)
     if kind == "text":
         return TextFiles(root, names)

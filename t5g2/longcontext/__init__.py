@@ -1,0 +1,1 @@
+"""Tests of long context after RULER and MRCR: problems of any length, their scores and curves."""
