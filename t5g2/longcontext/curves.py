@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from t5g2.files import write_atomically
@@ -73,7 +73,7 @@ def table(curves: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def plot(curves: dict[str, Sequence[Point]], path: Path) -> None:
+def plot(curves: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Draws scores over length, with their intervals, as SVG or PNG by the name of the file.
 
     Args:

@@ -30,7 +30,7 @@ from t5g2.scoring import Score, Scorer
         (15, 133, 0.0624, 0.1605),
         (0, 20, 0.0, 0.1611),
         (1, 28, 0.0061, 0.1718),
-    ],  # fmt: skip
+    ],
 )
 def test_the_interval_of_a_share_is_wilsons(right, wrong, low, high):
     assert interval([1.0] * right + [0.0] * wrong) == pytest.approx((low, high), abs=5e-5)
@@ -100,10 +100,7 @@ def test_charts_of_equal_curves_are_equal_files(tmp_path):
     for name in ("a.svg", "b.svg", "a.png"):
         plot({"vt": points, "vt, factor 8": points}, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert (
-        b"vt, factor 8" in (tmp_path / "a.svg").read_bytes()
-        or b"<path" in (tmp_path / "a.svg").read_bytes()
-    )
+    assert (tmp_path / "a.svg").read_bytes().count(b"<path") > 20
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"vt +2048 +0.500  0.100 to 1.000 +0.500 +9$", table(points), re.MULTILINE)
 
@@ -122,6 +119,7 @@ def job(*more: object) -> int:
     return cli.main(["long_context", "--checkpoint", "x", *map(str, more)])
 
 
+@pytest.mark.slow
 def test_the_job_prints_curves_and_writes_them(untrained, tmp_path, capsys):
     out = tmp_path / "curves"
     wanted = ["--families", "niah_single_1", "--lengths", 400, 256, "--examples", 2, "--out", out]
