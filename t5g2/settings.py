@@ -48,6 +48,8 @@ class TrainConfig:
             starts from, and whose tokenizer it takes if `tokenizer.path` is None; None: random.
         teacher: checkpoint, or Hugging Face directory of T5Gemma 2, whose distribution over the
             vocabulary the model learns wherever the target is no sentinel; None: the target alone.
+        z_loss: weight of the squared logarithm of the softmax's normaliser in what is trained on,
+            not in the losses that are reported; PaLM's is 1e-4.
     """
 
     total_steps: int
@@ -61,6 +63,7 @@ class TrainConfig:
     accept_changes: bool = False
     init_from: str | None = None
     teacher: str | None = None
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         counts = ("rows", "tokens_per_batch", "rows_per_device", "accumulation")
@@ -68,6 +71,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss must not be negative, not {self.z_loss}")
         if self.rows is None and self.tokens_per_batch is None:
             raise ValueError("rows or tokens_per_batch must be given")
         if self.rows is not None and self.tokens_per_batch is not None:

@@ -125,6 +125,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 num_tasks=len(tasks),
                 accumulation=parts.accumulation,
                 teacher=teacher,
+                z_loss=settings.train.z_loss,
             )
         eval_step = jit_eval_step(
             mesh, shardings.params, config=settings.model, num_tasks=len(tasks)

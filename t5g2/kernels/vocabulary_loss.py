@@ -28,23 +28,26 @@ def token_losses(
     targets: Int[Array, "B T"],
     *,
     softcap: float | None = None,
+    z_loss: float = 0.0,
     rows: int = ROWS,
 ) -> Float[Array, "B T"]:
     """Negative log-likelihood of each target, in nats, float32.
 
     Logits are made `rows` tokens at a time and made again in the backward pass, so memory does not
-    grow with `B * T * V`.
+    grow with `B * T * V`. The gradient, not the value, has `z_loss` times the square of the
+    logarithm of the softmax's normaliser besides (PaLM, arXiv:2204.02311, section 5).
 
     Args:
         hidden: [B, T, D] final hidden states.
         table: [V, D] output embedding, in the dtype to multiply in.
         targets: [B, T] token ids.
         softcap: final logit soft-capping, or None.
+        z_loss: see above; PaLM's is 1e-4.
         rows: tokens per tile.
     """
 
     def losses(table: Array, hidden: Array, targets: Array) -> Array:
-        return _negative_log_likelihood(logits(hidden, table, softcap), targets)
+        return _negative_log_likelihood(logits(hidden, table, softcap), targets, z_loss)
 
     return _in_tiles(losses, rows, table, hidden, targets)
 
@@ -58,6 +61,7 @@ def distilled_losses(
     *,
     softcap: float | None = None,
     teacher_softcap: float | None = None,
+    z_loss: float = 0.0,
     rows: int = ROWS,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Losses against the targets and against a teacher's distribution over the vocabulary.
@@ -70,6 +74,7 @@ def distilled_losses(
         teacher_table: its output embedding.
         softcap: as above.
         teacher_softcap: the teacher's.
+        z_loss: as above, of both.
         rows: as above.
 
     Returns:
@@ -84,16 +89,26 @@ def distilled_losses(
         own = logits(hidden, table, softcap)
         teacher = jax.nn.softmax(logits(teacher_hidden, teacher_table, teacher_softcap), axis=-1)
         expected = jnp.sum(jax.lax.stop_gradient(teacher) * own, axis=-1)
-        return _negative_log_likelihood(own, targets), jax.nn.logsumexp(own, axis=-1) - expected
+        losses = _negative_log_likelihood(own, targets, z_loss)
+        return losses, _log_normaliser(own, z_loss) - expected
 
     return _in_tiles(losses, rows, (table, teacher_table), hidden, targets, teacher_hidden)
 
 
 def _negative_log_likelihood(
-    logits: Float[Array, "N V"], targets: Int[Array, " N"]
+    logits: Float[Array, "N V"], targets: Int[Array, " N"], z_loss: float
 ) -> Float[Array, " N"]:
     picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    return _log_normaliser(logits, z_loss) - picked
+
+
+def _log_normaliser(logits: Float[Array, "N V"], z_loss: float) -> Float[Array, " N"]:
+    """log(Z) of the softmax, with the gradient of log(Z) + z_loss * log(Z)**2."""
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    if not z_loss:
+        return log_z
+    besides = z_loss * log_z**2
+    return log_z + besides - jax.lax.stop_gradient(besides)
 
 
 def _in_tiles(

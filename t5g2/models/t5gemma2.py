@@ -100,14 +100,18 @@ class T5Gemma2(nnx.Module):
         )
 
     def token_losses(
-        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], z_loss: float = 0.0
     ) -> Float[Array, "B T"]:
-        """Negative log-likelihood of each target in nats, without holding all logits."""
+        """Negative log-likelihood of each target in nats, without holding all logits.
+
+        See `vocabulary_loss.token_losses` for `z_loss`, which acts on the gradient alone.
+        """
         return vocabulary_loss.token_losses(
             hidden,
             self.embedder.output_table(),
             targets,
             softcap=self.config.final_logit_softcap,
+            z_loss=z_loss,
         )
 
     def distilled_losses(
@@ -116,6 +120,7 @@ class T5Gemma2(nnx.Module):
         targets: Int[Array, "B T"],
         teacher: "T5Gemma2",
         teacher_hidden: Float[Array, "B T W"],
+        z_loss: float = 0.0,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """`token_losses`, and the cross-entropy with a teacher's distribution of each token."""
         return vocabulary_loss.distilled_losses(
@@ -126,6 +131,7 @@ class T5Gemma2(nnx.Module):
             teacher.embedder.output_table(),
             softcap=self.config.final_logit_softcap,
             teacher_softcap=teacher.config.final_logit_softcap,
+            z_loss=z_loss,
         )
 
     def __call__(

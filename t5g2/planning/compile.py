@@ -202,6 +202,7 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
         accumulation=parts.accumulation,
         images=images,
         teacher=teacher,
+        z_loss=train.z_loss,
     )
     batch = jax.eval_shape(lambda: empty_batch(parts.rows, *room, images))
     return Step(

@@ -76,21 +76,23 @@ def loss_sums(
     batch: DeviceBatch,
     num_tasks: int,
     teacher: Teacher | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Array, ""], LossSums]:
     """Summed loss of a packed batch, and its parts by task.
 
     Returns:
         The sum over targets, weighted, of what is trained on: their negative log-likelihoods, or,
-        of those that `teacher` teaches, the cross-entropies with its distribution. And `LossSums`.
+        of those that `teacher` teaches, the cross-entropies with its distribution; `z_loss` acts on
+        its gradient alone (see `vocabulary_loss.token_losses`). And `LossSums`.
     """
     model, hidden = _decoded(config, params, batch)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
     if teacher is None:
-        losses = model.token_losses(hidden, targets)
+        losses = model.token_losses(hidden, targets, z_loss)
         trained = losses = losses * weights
     else:
         losses, soft = model.distilled_losses(
-            hidden, targets, *_decoded(teacher.config, teacher.params, batch)
+            hidden, targets, *_decoded(teacher.config, teacher.params, batch), z_loss
         )
         trained = jnp.where(teacher.teaches(targets), soft, losses) * weights
         losses = losses * weights
@@ -155,6 +157,7 @@ def train_step(
     num_tasks: int,
     accumulation: int,
     teacher: Teacher | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[TrainState, StepMetrics]:
     """One update on one global batch.
 
@@ -167,7 +170,7 @@ def train_step(
     trained, frozen = split_frozen(state.params)
 
     def loss(trained: Any, microbatch: DeviceBatch) -> tuple[Float[Array, ""], LossSums]:
-        return loss_sums(config, {**trained, **frozen}, microbatch, num_tasks, teacher)
+        return loss_sums(config, {**trained, **frozen}, microbatch, num_tasks, teacher, z_loss)
 
     gradient = jax.grad(loss, has_aux=True)
 
@@ -216,6 +219,7 @@ def trace_train_step(
     accumulation: int,
     images: ImageSlots | None = None,
     teacher: Teacher | None = None,
+    z_loss: float = 0.0,
 ) -> jax.stages.Traced:
     """`train_step` for a mesh, traced; its arguments are state, batch, limits and teacher.
 
@@ -231,6 +235,7 @@ def trace_train_step(
         accumulation: as above.
         images: room for images in a row.
         teacher: see `train_step`.
+        z_loss: see `loss_sums`.
     """
 
     def step(
@@ -246,6 +251,7 @@ def trace_train_step(
                 num_tasks=num_tasks,
                 accumulation=accumulation,
                 teacher=teacher,
+                z_loss=z_loss,
             )
 
     batch_shapes = jax.eval_shape(lambda: empty_batch(rows, *room, images))

@@ -58,6 +58,30 @@ def test_losses_and_gradients_equal_those_of_a_dense_log_softmax(
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
+def test_z_loss_is_in_the_gradient_as_torch_has_it_and_not_in_the_value(softcap):
+    hidden, table, targets = operands(3, 7, 101)
+    weights = np.random.default_rng(1).uniform(size=targets.shape).astype(np.float32)
+
+    def weighted(hidden, table):
+        losses = token_losses(hidden, table, targets, softcap=softcap, z_loss=0.01, rows=4)
+        return jnp.sum(losses * weights), losses
+
+    gradient, losses = jax.grad(weighted, argnums=(0, 1), has_aux=True)(hidden, table)
+    np.testing.assert_allclose(losses, dense(hidden, table, targets, softcap), rtol=1e-5, atol=1e-5)
+
+    theirs = [torch.tensor(np.array(x), requires_grad=True) for x in (hidden, table)]
+    logits = theirs[0] @ theirs[1].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(np.array(targets)).long().flatten(), reduction="none"
+    )
+    loss = nll + 0.01 * torch.logsumexp(logits, -1).flatten() ** 2
+    (loss * torch.tensor(weights).flatten()).sum().backward()
+    for ours, reference in zip(gradient, theirs, strict=True):
+        np.testing.assert_allclose(ours, reference.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
 def test_distilled_losses_and_their_gradient_equal_those_of_torch(softcap):
     hidden, table, targets = operands(3, 7, 101)
     teacher_hidden, teacher_table, _ = operands(3, 7, 101, width=24, seed=1)
