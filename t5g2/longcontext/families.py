@@ -80,7 +80,7 @@ def make_example(
     """
     try:
         problem = FAMILIES[family].make((seed, family, index, length), material, length)
-        inputs, tokens = fit(problem, tokenizer, length, form)
+        inputs, tokens, size = fit(problem, tokenizer, length, form)
     except UserError as error:
         raise UserError(f"{family}: {error}") from None
     return LongExample(
@@ -88,6 +88,7 @@ def make_example(
         index=index,
         length=length,
         tokens=tokens,
+        size=size,
         inputs=inputs,
         answer=problem.answer,
         references=problem.references,

@@ -45,6 +45,7 @@ class LongExample:
         index: its number in the family.
         length: encoder tokens that it may have.
         tokens: that it has, bos and sentinel included.
+        size: of the problem.
         inputs: what the encoder reads, with `SENTINEL` where the answer is.
         answer: as a problem's.
         references: as a problem's.
@@ -54,6 +55,7 @@ class LongExample:
     index: int
     length: int
     tokens: int
+    size: int
     inputs: str
     answer: str
     references: tuple[str, ...]
@@ -75,14 +77,14 @@ def count_tokens(tokenizer: Tokenizer, inputs: str) -> int:
     return 1 + sum(len(tokenizer.encode(part)) for part in parts) + len(parts) - 1
 
 
-def fit(problem: Problem, tokenizer: Tokenizer, length: int, form: Form) -> tuple[str, int]:
+def fit(problem: Problem, tokenizer: Tokenizer, length: int, form: Form) -> tuple[str, int, int]:
     """The problem as long as it gets in `length` encoder tokens.
 
     One more unit of filler would be too long. Where filler is measured in characters, the length is
     hit exactly, or where a character is several tokens, rarely, missed by one.
 
     Returns:
-        What the encoder reads, and its tokens.
+        What the encoder reads, its tokens, and the size.
 
     Raises:
         UserError: even without filler it is longer.
@@ -101,7 +103,10 @@ def fit(problem: Problem, tokenizer: Tokenizer, length: int, form: Form) -> tupl
     rate = 1.0
     while high is None or high - low > 1:
         guess = low + max(round((length - tokens) / rate), 1)
-        if high is not None:
+        if high is None:
+            # The rate is not known yet, and a size far too large would take long to make.
+            guess = min(guess, 2 * low + 64)
+        else:
             # Halving now and then ends the search where the guesses creep.
             guess = min(max(guess, low + (high - low) // 8, low + 1), high - 1)
         text, count = made(guess)
@@ -113,15 +118,15 @@ def fit(problem: Problem, tokenizer: Tokenizer, length: int, form: Form) -> tupl
                 rate = (count - tokens) / (guess - low)
             low, best, tokens = guess, text, count
     # A character may add two tokens, and the next one take one back.
-    size = low + 1
+    chosen, size = low, low + 1
     while tokens < length and size - low <= _NEAR:
         text, count = made(size)
         if tokens < count <= length:
-            best, tokens = text, count
+            best, tokens, chosen = text, count, size
         elif count > length + _NEAR:
             break
         size += 1
-    return best, tokens
+    return best, tokens, chosen
 
 
 def joined(values: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ SHORT = 4096
 # The exponent of the distribution of coded words; and what its terms k ** -2 add up to.
 _ALPHA, _ZETA = 2, math.pi**2 / 6
 _CODED_LETTERS = 6
+_MOST_PAIRS = len(ADJECTIVES) * len(NOUNS) // 2
 NOISE_WORD = "..."
 
 
@@ -41,7 +42,9 @@ def common_words(key: Sequence[object], material: Material, length: int) -> Prob
 
     def prompt(size: int) -> str:
         while len(others) < size:
-            others.setdefault(f"{pairs.choice(ADJECTIVES)}-{pairs.choice(NOUNS)}")
+            # Long lists need more words than there are pairs.
+            more = f"{pairs.choice(ADJECTIVES)}-" if len(others) > _MOST_PAIRS else ""
+            others.setdefault(f"{more}{pairs.choice(ADJECTIVES)}-{pairs.choice(NOUNS)}")
         words = common * often + list(others)[:size] * seldom
         listed = _listed(words, Draws(*key, "order"))
         return f"{demonstration}{_numbered(shown[:COMMON])}\n\n{listed}"

@@ -1,6 +1,5 @@
 """Problems of long context, solved by reading them; the definitions are those of RULER and MRCR."""
 
-import bisect
 import itertools
 import math
 import os
@@ -85,12 +84,10 @@ def test_examples_fill_their_length_and_one_more_unit_would_be_too_long(
     assert example.tokens == 1 + len(tiny_tokenizer.encode(prompt)) + 1 <= length
     assert (end, after) == (SENTINEL, "")
     problem = FAMILIES[family].make((0, family, 3, length), material, length)
-    # The size of the prompt, and of the next one that is another.
-    size = bisect.bisect_left(
-        range(10**6), len(prompt), problem.least, key=lambda n: len(problem.prompt(n))
+    assert problem.prompt(example.size) == prompt
+    longer = next(
+        text for n in itertools.count(example.size) if (text := problem.prompt(n)) != prompt
     )
-    assert problem.prompt(size) == prompt
-    longer = next(text for n in itertools.count(size) if (text := problem.prompt(n)) != prompt)
     assert len(tiny_tokenizer.encode(longer)) + 2 > example.tokens
     assert family in EXACT or len(tiny_tokenizer.encode(longer)) + 2 > length
     # Characters add a token at most, but for rare ones that add two.
@@ -126,8 +123,12 @@ def test_lengths_are_in_tokens_of_any_tokenizer(made, material, tmp_path):
     assert len(example.inputs.removesuffix(SENTINEL)) + 2 == example.tokens == 2000
 
 
-def test_128k_tokens_are_hit_as_well(made):
+def test_128k_tokens_are_hit_as_well(made, material, tiny_tokenizer):
     assert made("niah_multikey_1", 131_072).tokens == 131_072
+    example = made("cwe", 131_072)
+    problem = FAMILIES["cwe"].make((0, "cwe", 0, 131_072), material, 131_072)
+    one_more = len(tiny_tokenizer.encode(problem.prompt(example.size + 1))) + 2
+    assert example.tokens <= 131_072 < one_more
 
 
 @pytest.mark.parametrize(
