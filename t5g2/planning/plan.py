@@ -83,7 +83,11 @@ class Plan:
 
     @property
     def repeated(self) -> int:
-        """FLOPs that more than one device spends on the same products; 0 if that is not known."""
+        """FLOPs that more than one device spends on the same products; 0 if that is not known.
+
+        Less than nothing where XLA spares products that the traced step has: the logits of a single
+        tile are not made again.
+        """
         if not isinstance(self.result, CompiledStep):
             return 0
         by_xla = self.executed.flops - self.executed.in_kernels

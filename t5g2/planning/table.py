@@ -50,7 +50,7 @@ def _flops(plan: Plan) -> str:
     ]
     lines = [*rows, ("model FLOPs", flops.total), *((n, c) for n, c in extras if c)]
     lines.append(("executed", total))
-    if plan.repeated:
+    if plan.repeated > 0:
         lines.append(("the same on more than one device", plan.repeated))
     return _columns(
         "FLOPs of a step, all devices, forward and backward; rows full, one example each",

@@ -75,10 +75,11 @@ def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path):
     step = trace_step(settings, planning_devices(find_topology("v5e:2x2"), settings))
     text = step.traced.lower().compile().as_text()
     mesh = dict(step.mesh.shape)
-    kernels = re.findall(r'custom_call_target="tpu_custom_call".*?/(splash_\w+?)"?/', text)
-    assert {"fwd", "dq", "dkv"} <= {name.split("_")[2] for name in kernels}
+    for kernel in ("fwd", "dq", "dkv"):
+        assert re.search(rf'%splash_mha_{kernel}\S* = .*custom_call_target="tpu_custom_call"', text)
     assert score_matrices(text, settings.model, (2176, 1920)) == []
     assert whole_logits(text, settings.model, mesh) == []
-    vocabulary = settings.model.vocab_size
-    sent = re.findall(rf"= \(?(\w+\[{vocabulary},\d+\]).* (all-\w+|reduce-scatter)", text)
-    assert len(sent) <= 3, sent
+    # What overlaps with other work stands in several places, under one channel.
+    table = rf"= \(?\w+\[{settings.model.vocab_size},\d+\]"
+    moved = re.findall(rf"{table}.* (?:all-[a-z]+|reduce-scatter).*channel_id=(\d+)", text)
+    assert 0 < len(set(moved)) <= 3
