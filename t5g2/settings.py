@@ -93,17 +93,22 @@ class EvaluationConfig:
         average_every: steps between two evaluations of the mean of the last `finish.average_last`
             checkpoints; None: at the end alone.
         batches: batches of held-out rows, always the same ones.
+        samples: number of held-out passages to fill in greedily at each evaluation; needs a run of
+            one process.
     """
 
     every: int = 500
     average_every: int | None = None
     batches: int = 8
+    samples: int = 0
 
     def __post_init__(self) -> None:
         for name in ("every", "average_every", "batches"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.samples < 0:
+            raise ValueError(f"samples must be at least 0, not {self.samples}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

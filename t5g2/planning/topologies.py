@@ -96,6 +96,8 @@ _H200 = Chip(
     link_bandwidth=450e9,
 )
 
+CHIPS = {chip.name: chip for chip in (_V5E, _V5P, _V6E, _A100, _H100, _H200)}
+
 # Shapes of single slices, from the same pages' tables of supported configurations.
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from html import escape
@@ -21,6 +19,7 @@ from t5g2.reporting.data_text import (
     source_table,
 )
 from t5g2.reporting.numbers import compact, grouped
+from t5g2.reporting.pictures import data_url
 from t5g2.reporting.page import page, table
 from t5g2.reporting.report_charts import colour
 from t5g2.reporting.small_charts import histogram as drawn_histogram
@@ -157,16 +156,7 @@ def _pictures(shown: Shown) -> str:
         return ""
     if shown.images.dtype != np.uint8:
         return f'<p class="soft">{len(shown.images)} images, stored as features.</p>'
-    from PIL import Image
-
-    made = []
-    for pixels in shown.images:
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((_PICTURE, _PICTURE))
-        content = io.BytesIO()
-        picture.save(content, "JPEG", quality=80)
-        data = base64.b64encode(content.getvalue()).decode()
-        made.append(f'<img alt="" src="data:image/jpeg;base64,{data}">')
+    made = [f'<img alt="" src="{data_url(pixels, _PICTURE)}">' for pixels in shown.images]
     return f'<div class="pictures">{"".join(made)}</div>'
 
 

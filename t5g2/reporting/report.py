@@ -11,16 +11,19 @@ from typing import Any
 
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
-from t5g2.reporting import report_charts
+from t5g2.reporting import health, report_charts
 from t5g2.reporting.goodput import goodput_section
 from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
 from t5g2.reporting.numbers import compact, duration, grouped
 from t5g2.reporting.page import clock_time, page, table
 from t5g2.reporting.report_held_out import held_out_sections
 from t5g2.reporting.report_tasks import task_sections
-from t5g2.reporting.samples import samples_html
+from t5g2.reporting.samples import over_time_html, samples_html
 from t5g2.reporting.series import curve
+from t5g2.reporting.speed import Speed
 
+# What `_warnings` has said already.
+_TOLD = (health.not_finite,)
 _EVENTS_SHOWN = 300
 _CONFIG_CHARACTERS = 200_000
 
@@ -112,13 +115,15 @@ def heldout_loss(history: RunHistory, weights: str) -> float | None:
 def _page(run_dir: Path, history: RunHistory) -> str:
     name = escape(run_dir.resolve().name)
     badge = ("done", "complete") if is_complete(history) else ("open", "not complete")
+    over_time = over_time_html(run_dir)
     sections = [
         ("", _tiles(history)),
         ("", f'<div class="large">{report_charts.loss(history)}</div>'),
         *task_sections(history),
         *held_out_sections(history),
         ("Infillings of held-out text", samples_html(run_dir)),
-        ("Optimisation", f'<div class="pair">{report_charts.optimisation(history)}</div>'),
+        *([("Infillings over the run", over_time)] if over_time else []),
+        ("Optimisation", f'<div class="pair">{_optimisation(history)}</div>'),
         ("Throughput and packing", f'<div class="pair">{report_charts.throughput(history)}</div>'),
         ("Facts", _facts(history)),
         ("Starts", _starts(history)),
@@ -131,6 +136,10 @@ def _page(run_dir: Path, history: RunHistory) -> str:
         f'<p class="headline">{escape(headline(history))}</p>{_warnings(history)}'
     )
     return page(name, header, sections, "from the files of the run directory")
+
+
+def _optimisation(history: RunHistory) -> str:
+    return report_charts.optimisation(history) + report_charts.norms(history)
 
 
 def _warnings(history: RunHistory) -> str:
@@ -146,6 +155,8 @@ def _warnings(history: RunHistory) -> str:
             f"{len(lines):,} {'line' if len(lines) == 1 else 'lines'} of {FILE_NAME} could not "
             f"be read and {'is' if len(lines) == 1 else 'are'} left out: {numbers}."
         )
+    # A report outlives its run: silence says nothing here.
+    found += [said for rule in health.RULES if (said := rule(history)) and rule not in _TOLD]
     return "".join(f'<p class="warning">{escape(text)}</p>' for text in found)
 
 
@@ -157,6 +168,7 @@ def _tiles(history: RunHistory) -> str:
         ("unigram entropy (nats/token)", history.fact("unigram_entropy"), ".3f"),
         ("real tokens, encoder + decoder", tokens, ""),
         ("real tokens a second (median)", _speed(history), ""),
+        ("MFU (median)", Speed.of(history).mfu, ".1%"),
         ("parameters", history.fact("parameters"), ""),
     ]
     tiles = [
@@ -182,10 +194,16 @@ def _facts(history: RunHistory) -> str:
         for label, name in (
             ("parameters", "parameters"),
             ("devices", "devices"),
+            ("attention", "attention"),
             ("export", "export"),
             ("configuration hash", "config_hash"),
         )
     ]
+    if speed := Speed.of(history).text():
+        pairs.append(("speed", speed))
+    for label, name in (("mesh", "mesh"), ("batch", "batch")):
+        if isinstance(sizes := history.fact(name), dict):
+            pairs.append((label, ", ".join(f"{axis} {size}" for axis, size in sizes.items())))
     pairs.append(("checkpoints averaged", ", ".join(f"step {step}" for step in averaged)))
     pairs.append(("versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
     if history.superseded:

@@ -115,8 +115,53 @@ def optimisation(history: RunHistory) -> str:
     )
 
 
+def norms(history: RunHistory) -> str:
+    """Norms of all parameters and of each step's update, a chart each, where they were recorded."""
+    drawn = ""
+    for title, unit, name, style in (
+        ("Parameter norm", "of all that train", "param_norm", "c1"),
+        ("Update norm", "what a step adds to the parameters", "update_norm", "c2"),
+    ):
+        found = curve(history.train, name)
+        if found.points or found.bad:
+            values = [y for _, y in found.points]
+            decades = bool(values) and max(values) > 30 * min(values) > 0
+            drawn += draw(
+                Chart(
+                    title=title,
+                    unit=unit + (", logarithmic" if decades else ""),
+                    series=_raw_and_smooth(title.lower(), found, style),
+                    form="compact" if name == "param_norm" else "scientific",
+                    logarithmic=decades,
+                    resumes=_resumes(history),
+                )
+            )
+    return drawn
+
+
+def utilization(history: RunHistory) -> str:
+    """MFU; where no peak is known, FLOPs a second; "" where neither was recorded."""
+    mfu, rate = curve(history.train, "mfu"), curve(history.train, "model_flops_per_second")
+    if mfu.points:
+        title, unit, shown = "MFU", "model FLOPs as a share of the devices' bfloat16 peak", mfu
+    elif rate.points:
+        title, unit, shown = "Model FLOPs", "a second; no peak of these devices is known", rate
+    else:
+        return ""
+    return draw(
+        Chart(
+            title=title,
+            unit=unit,
+            series=_raw_and_smooth(title, shown, "c4"),
+            form="percent" if mfu.points else "compact",
+            from_zero=True,
+            resumes=_resumes(history),
+        )
+    )
+
+
 def throughput(history: RunHistory) -> str:
-    """Tokens a second, and the share of each side of a batch that is real tokens."""
+    """Tokens a second, MFU, and the share of each side of a batch that is real tokens."""
     speed = curve(history.train, "tokens_per_second")
     fills = [
         Series(name=name, curve=Curve(smooth(full.points), full.bad), colour=style)
@@ -125,7 +170,7 @@ def throughput(history: RunHistory) -> str:
             ("decoder", "c0", curve(history.train, "fill_targets")),
         )
     ]
-    return draw(
+    shown = draw(
         Chart(
             title="Throughput",
             unit="real tokens a second",
@@ -134,10 +179,11 @@ def throughput(history: RunHistory) -> str:
             from_zero=True,
             resumes=_resumes(history),
         )
-    ) + draw(
+    )
+    return shown + utilization(history) + draw(
         Chart(
-            title="Fill",
-            unit="share of real tokens in a batch, smoothed",
+            title="Packing",
+            unit="share of a batch that is real tokens, smoothed; the rest is padding",
             series=fills,
             form="percent",
         )

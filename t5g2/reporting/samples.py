@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "samples.json"
+IN_TRAINING_FILE = "samples.jsonl"
 
 _SHOWN = 50
 _CHARACTERS = 6000
+_STEPS = 8  # of what was filled in over the run
+_PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 # The sentinels of our own tokenizers, of Gemma's and of T5's.
 _SENTINEL = re.compile(r"(<(?:sentinel_|unused|extra_id_)\d+>)")
 
@@ -33,6 +36,58 @@ def samples_html(run_dir: Path) -> str:
             f'<p class="note">The first {_SHOWN} of {len(samples):,}; all are in {FILE_NAME}.</p>'
         )
     return "".join(parts)
+
+
+def over_time_html(run_dir: Path) -> str:
+    """What was filled in at evaluations, step by step; "" if nothing was."""
+    passages, predictions = _in_training(run_dir / IN_TRAINING_FILE)
+    # The first, the last and some between.
+    steps = sorted(predictions)
+    count = min(_STEPS, len(steps))
+    shown = sorted({steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)})
+    parts = []
+    for i, passage in enumerate(passages):
+        task, given, target = (str(passage.get(name, "")) for name in ("task", "input", "target"))
+        said = [(f"step {step:,}", predictions[step][i]) for step in shown]
+        rows = "".join(
+            f'<div class="soft">{label}</div><div class="code">{_marked(text)}</div>'
+            for label, text in [*said, ("original", target)]
+        )
+        parts.append(
+            f'<div class="card sample"><b>{escape(task)}</b>{_pictures(passage)}'
+            f'<pre>{_marked(given)}</pre><div class="course">{rows}</div></div>'
+        )
+    return "".join(parts) if shown else ""
+
+
+def _in_training(path: Path) -> tuple[list[Mapping[str, Any]], dict[int, list[str]]]:
+    """The passages of the newest process, and what was filled into them, by step."""
+    passages: list[Mapping[str, Any]] = []
+    predictions: dict[int, list[str]] = {}
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # torn by a power cut
+            continue
+        step = record.get("step") if isinstance(record, Mapping) else None
+        if not isinstance(step, int):
+            continue
+        if isinstance(drawn := record.get("passages"), list):
+            same = drawn == passages
+            passages = drawn
+            # A resumed run goes back to where it was saved.
+            predictions = {s: made for s, made in predictions.items() if same and s <= step}
+        elif isinstance(made := record.get("predictions"), list) and len(made) == len(passages):
+            predictions[step] = list(map(str, made))
+    return passages, predictions
+
+
+def _pictures(sample: Mapping[str, Any]) -> str:
+    urls = sample.get("images") or []
+    found = [url for url in urls if isinstance(url, str) and _PICTURE.fullmatch(url)]
+    shown = "".join(f'<img alt="" src="{url}">' for url in found)
+    return f'<div class="pictures">{shown}</div>' if shown else ""
 
 
 def gaps(text: str) -> list[tuple[str, str]]:
@@ -63,7 +118,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
     count = f"{right} of {len(truth)} {'gap' if len(truth) == 1 else 'gaps'} as in the original"
     return (
         f'<div class="card sample"><b>{escape(task)}</b> <span class="soft">{count}</span>'
-        f'<pre>{_marked(given)}</pre><div class="sides"><div class="head">prediction</div>'
+        f'{_pictures(sample)}<pre>{_marked(given)}</pre><div class="sides"><div class="head">prediction</div>'
         f'<div class="head">original</div>{"".join(rows)}</div></div>'
     )
 
