@@ -52,7 +52,7 @@ class Infillings:
             self._prompts.append(Prompt(example.inputs, passage.images))
             self._longest = max(self._longest, len(example.targets))
             text = tokenizer.decode(example.inputs[mixture.special.bos_on_inputs :])
-            shown = {
+            shown: dict[str, Any] = {
                 "task": task.name,
                 "input": shortened(text),
                 "target": tokenizer.decode(example.targets[:-1]),

@@ -19,8 +19,8 @@ from t5g2.reporting.data_text import (
     source_table,
 )
 from t5g2.reporting.numbers import compact, grouped
-from t5g2.reporting.pictures import data_url
 from t5g2.reporting.page import page, table
+from t5g2.reporting.pictures import data_url
 from t5g2.reporting.report_charts import colour
 from t5g2.reporting.small_charts import histogram as drawn_histogram
 

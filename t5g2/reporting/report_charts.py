@@ -180,12 +180,16 @@ def throughput(history: RunHistory) -> str:
             resumes=_resumes(history),
         )
     )
-    return shown + utilization(history) + draw(
-        Chart(
-            title="Packing",
-            unit="share of a batch that is real tokens, smoothed; the rest is padding",
-            series=fills,
-            form="percent",
+    return (
+        shown
+        + utilization(history)
+        + draw(
+            Chart(
+                title="Packing",
+                unit="share of a batch that is real tokens, smoothed; the rest is padding",
+                series=fills,
+                form="percent",
+            )
         )
     )
 

@@ -118,7 +118,8 @@ def _sample(sample: Mapping[str, Any]) -> str:
     count = f"{right} of {len(truth)} {'gap' if len(truth) == 1 else 'gaps'} as in the original"
     return (
         f'<div class="card sample"><b>{escape(task)}</b> <span class="soft">{count}</span>'
-        f'{_pictures(sample)}<pre>{_marked(given)}</pre><div class="sides"><div class="head">prediction</div>'
+        f"{_pictures(sample)}<pre>{_marked(given)}</pre>"
+        '<div class="sides"><div class="head">prediction</div>'
         f'<div class="head">original</div>{"".join(rows)}</div></div>'
     )
 
