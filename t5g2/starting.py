@@ -83,6 +83,7 @@ def run_facts(
         "total_steps": settings.train.total_steps,
         "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "clip_norm": settings.optimizer.clip_norm,
         "config_hash": settings.hash(),
         "versions": package_versions(),
         "unigram_entropy": corpus.facts["unigram_entropy"],

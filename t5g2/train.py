@@ -27,11 +27,13 @@ from t5g2.errors import UserError
 from t5g2.evaluation import Averages, HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
+from t5g2.infilling import InfillingsInTraining
 from t5g2.initialization import load_teacher, starting_tokenizer
 from t5g2.kernels.attention import choose_backend
 from t5g2.parallel import hosts
 from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import batch_sharding
+from t5g2.planning.rate import FlopRate
 from t5g2.recovery import Recovery
 from t5g2.reporting.goodput import goodput_line
 from t5g2.reporting.metrics_log import MetricsLog, NoLog, read_metrics
@@ -146,8 +148,10 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
 
             step, state, cursors, totals, number, guarded = begin()
             check_tower(corpus, state.params)
-            facts = run_facts(settings, corpus, rows, shapes)
+            rate = FlopRate.of_run(settings.model, rows, mesh)
+            facts = run_facts(settings, corpus, rows, shapes) | rate.facts()
             facts |= {"attention": attention_backend, "batch": parts.to_json()}
+            facts["mesh"] = dict(mesh.shape)
             log.start(step, began=activity.began, seconds=activity.seconds(), **facts)
             progress.message(f"attention: {attention_backend}")
 
@@ -166,6 +170,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                     f"warm-up: {warmup} steps, a tenth of this run's {total}, instead of "
                     f"{settings.schedule.warmup_steps}"
                 )
+
+            infillings = InfillingsInTraining(run_dir, corpus, settings, step)
 
             # ---- The loop
             sharding = batch_sharding(mesh)
@@ -187,7 +193,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
 
             def record() -> None:
                 values = meter.record(step)
-                log.write("train", step, **values, seconds=activity.seconds())
+                values |= rate.of(values["step_seconds"]) | {"seconds": activity.seconds()}
+                log.write("train", step, **values)
                 progress.update(step, **values)
                 waited = activity.seconds()["data"]
                 if told := stragglers.told(step, values["step_seconds"], waited):
@@ -250,6 +257,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                         break
                     if evaluates:
                         evaluate("last", state.params)
+                        infillings.take(step, state.params)
                     if due:
                         save(store.save)
                     if average_every and step % average_every == 0 and step < total:

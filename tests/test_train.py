@@ -86,6 +86,40 @@ def test_the_average_is_the_mean_of_the_checkpoints(finished):
         np.testing.assert_array_equal(mean, (a + b) / np.float32(2))
 
 
+def test_a_run_records_its_speed_in_flops_and_says_that_a_cpu_has_no_known_peak(finished, capsys):
+    history = read_metrics(finished)
+    facts, row = history.starts[0], history.train[-1]
+    assert facts["peak_flops"] is None
+    # Twice the parameters that a token passes, at least, three times with the backward pass.
+    assert facts["model_flops"] > 6 * 4 * 96 * 16 * 2 * 32**2
+    assert row["model_flops_per_second"] == pytest.approx(
+        facts["model_flops"] / row["step_seconds"]
+    )
+    assert "mfu" not in row
+    assert cli.main(["inspect", "run", str(finished)]) == 0
+    assert "no MFU: no peak is known" in capsys.readouterr().out
+
+
+def test_infillings_of_evaluations_show_how_they_change(recipe, tmp_path):
+    run_dir, samples = tmp_path / "run", ("evaluation.samples=2", "finish.samples=2")
+    assert train(recipe, run_dir, *samples, "evaluation.every=3", "train.stop_at=8") == 0
+    assert train(recipe, run_dir, *samples, "evaluation.every=3") == 0
+    lines = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], "passages" in line) for line in lines] == [
+        (0, True), (3, False), (6, False), (8, True), (9, False), (12, False),
+    ]  # fmt: skip
+    assert lines[0]["passages"] == lines[3]["passages"]
+    # The same passages that the finished run fills in.
+    ends = json.loads((run_dir / "samples.json").read_text())
+    assert [{**end, "prediction": None} for end in ends] == [
+        {**passage, "prediction": None} for passage in lines[0]["passages"]
+    ]
+    page = (run_dir / "report.html").read_text()
+    assert "Infillings over the run" in page
+    assert "step 3<" in page
+    assert "step 12<" in page
+
+
 def test_a_finished_run_says_so_and_changes_nothing(recipe, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert train(recipe, finished) == 0

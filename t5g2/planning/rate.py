@@ -3,8 +3,11 @@
 import re
 from typing import Any, NamedTuple
 
-import jax
+from jax.sharding import Mesh
 
+from t5g2.data.packing import RowStream
+from t5g2.models.config import ModelConfig
+from t5g2.planning.flops import Load, model_flops
 from t5g2.planning.topologies import CHIPS, Chip
 
 # What jax calls the chips that we have figures of. Boards of the same name with another power or
@@ -39,10 +42,19 @@ class FlopRate(NamedTuple):
     peak: float | None
 
     @classmethod
-    def on(cls, devices: list[jax.Device], step: int) -> "FlopRate":
-        """A step of so many FLOPs on these devices, all of one kind."""
-        chip = chip_of(devices[0].device_kind)
-        return cls(step, None if chip is None else chip.flops * len(devices))
+    def of_run(cls, config: ModelConfig, rows: RowStream, mesh: Mesh) -> "FlopRate":
+        """Steps on such rows on a mesh of devices of one kind; a teacher does not count."""
+        images = rows.images
+        load = Load(
+            rows=rows.rows,
+            inputs=rows.room[0],
+            targets=rows.room[1],
+            images=0 if images is None else images.per_row,
+            image_features=images is not None and images.slot.name == "image_features",
+        )
+        chip = chip_of(mesh.devices.flat[0].device_kind)
+        peak = None if chip is None else chip.flops * mesh.devices.size
+        return cls(model_flops(config, load).total, peak)
 
     def facts(self) -> dict[str, Any]:
         """For the record of a start."""

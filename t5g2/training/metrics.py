@@ -151,6 +151,8 @@ class Meter:
             **({"skipped_steps": skipped} if skipped else {}),
             "learning_rate": float(self._learning_rate(step - 1 - totals.skipped)),
             "grad_norm": float(steps[-1].grad_norm),
+            "param_norm": float(steps[-1].param_norm),
+            "update_norm": float(steps[-1].update_norm),
             "inputs": inputs,
             "targets": mean.targets,
             "tokens": totals.tokens,

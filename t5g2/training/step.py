@@ -61,6 +61,8 @@ class StepMetrics(NamedTuple):
         grad_norm: global norm of the mean gradient, before clipping.
         skipped: whether the update was left out.
         digest: sum of the rows' checksums (mod 2**32): what the step was fed.
+        param_norm: global norm of the parameters that train, after the step.
+        update_norm: global norm of what the step added to them.
     """
 
     sums: LossSums
@@ -68,6 +70,8 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, ""]
     skipped: Bool[Array, ""]
     digest: UInt32[Array, ""]
+    param_norm: Float[Array, ""]
+    update_norm: Float[Array, ""]
 
 
 def loss_sums(
@@ -202,7 +206,15 @@ def train_step(
         (trained, state.opt_state),
     )
     digest = jnp.sum(batch["row_digest"], dtype=jnp.uint32)
-    metrics = StepMetrics(sums, mean, norm, skipped, digest)
+    metrics = StepMetrics(
+        sums,
+        mean,
+        norm,
+        skipped,
+        digest,
+        param_norm=optax.global_norm(trained),
+        update_norm=jnp.where(skipped, 0.0, optax.global_norm(updates)),
+    )
     return TrainState(state.step + 1, {**trained, **frozen}, opt_state), metrics
 
 

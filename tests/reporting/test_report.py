@@ -2,11 +2,13 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from synthetic_run import train_row, write_lines
 
 from t5g2.errors import UserError
 from t5g2.reporting.metrics_log import read_metrics
+from t5g2.reporting.pictures import data_url
 from t5g2.reporting.report import headline, is_complete, write_report
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>&amp;\"'"
@@ -178,6 +180,74 @@ def test_a_long_run_stays_small_and_keeps_its_extremes(tmp_path):
 def test_samples_of_another_form_do_not_spoil_the_report(finished_run, content):
     (finished_run / "samples.json").write_bytes(content.encode("latin-1"))
     assert "Infillings" in page(finished_run).text
+
+
+def in_training(run_dir, *lines):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_dir / "samples.jsonl").write_text(text + '{"step": 9, "predic')
+
+
+PASSAGE = {"task": "span", "input": "a <sentinel_0>", "target": "<sentinel_0>truth"}
+
+
+def test_infillings_over_the_run_are_those_of_the_steps_that_count(finished_run):
+    in_training(
+        finished_run,
+        {"step": 0, "passages": [PASSAGE]},
+        *({"step": step, "predictions": [f"said{step}"]} for step in range(10, 130, 10)),
+        {"step": 100, "passages": [PASSAGE]},
+        {"step": 200, "predictions": ["at the end"]},
+    )
+    text = page(finished_run).text
+    assert "step 10said10" in text
+    assert "said110" not in text  # done again from step 100 on
+    assert "step 200at the end" in text
+    assert text.count("said") == 7  # of 10, and the last
+    # Other passages: what was filled into the old ones is no answer to them.
+    in_training(
+        finished_run,
+        {"step": 0, "passages": [PASSAGE]},
+        {"step": 10, "predictions": ["old"]},
+        {"step": 100, "passages": [PASSAGE | {"input": "b"}]},
+        {"step": 200, "predictions": ["new"]},
+    )
+    text = page(finished_run).text
+    assert "new" in text
+    assert "step 10old" not in text
+
+
+def test_images_of_samples_are_on_the_page_and_nothing_else_as_an_image(finished_run):
+    picture = data_url(np.zeros((300, 400, 3), np.uint8))
+    sample = dict.fromkeys(("task", "input", "target", "prediction"), "caption")
+    images = [picture, 'x" onerror="alert(1)', "https://example.org/a.png", 3]
+    (finished_run / "samples.json").write_text(json.dumps([sample | {"images": images}]))
+    found = page(finished_run)
+    sources = [value for name, value in found.attributes if name == "src"]
+    assert sources == [picture]
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+
+
+def test_speed_norms_and_mesh_are_shown_where_they_were_recorded(tmp_path):
+    facts = {"mesh": {"data": 2, "fsdp": 4}, "model_flops": 2e12, "peak_flops": 4e13}
+    row = train_row(1, param_norm=12.5, update_norm=0.01, mfu=0.25, model_flops_per_second=1e13)
+    more = [{"kind": "train", "step": step, **row} for step in (1, 2)]
+    write_lines(tmp_path, [{"kind": "start", "step": 0, **facts}, *more])
+    text = page(tmp_path).text
+    for words in ("Parameter norm", "Update norm", "MFU", "25.0%", "data 2, fsdp 4"):
+        assert words in text
+    rows = [{name: value for name, value in one.items() if name != "mfu"} for one in more]
+    write_lines(tmp_path, [{"kind": "start", "step": 0, **facts, "peak_flops": None}, *rows])
+    text = page(tmp_path).text
+    assert "no peak of these devices is known" in text
+    assert "MFU (median)" not in text
+
+
+def test_what_looks_wrong_stands_at_the_top(tmp_path):
+    row = train_row(1, fill_targets=0.5)
+    write_lines(tmp_path, [{"kind": "train", "step": 1, **row}])
+    text = page(tmp_path).text
+    assert "padding: only 50% of the places for targets" in text
+    assert "silent" not in text
 
 
 def test_a_missing_gap_and_an_invented_one_are_shown(finished_run):

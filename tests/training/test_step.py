@@ -86,6 +86,17 @@ def test_the_gradient_is_of_the_mean_over_real_targets(results):
     assert made[1][1].sums.inputs == 20
 
 
+def test_the_norms_are_those_of_the_new_parameters_and_of_what_was_added(results):
+    state, _, made = results
+    new, metrics = made[1]
+    before, after = (
+        np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+        for tree in (state.params, new.params)
+    )
+    np.testing.assert_allclose(metrics.param_norm, np.linalg.norm(after), rtol=1e-5)
+    np.testing.assert_allclose(metrics.update_norm, np.linalg.norm(after - before), rtol=1e-4)
+
+
 def test_losses_by_task_are_those_of_the_rows_of_the_task(results):
     state, batch, made = results
     tasks = np.asarray(batch["decoder_task_ids"][:, 0])
