@@ -12,8 +12,6 @@ from t5g2.checkpoints.keeping import CheckpointStore, clear_remains, has_checkpo
 from t5g2.checkpoints.store import CHECKPOINTS_DIR
 from t5g2.compile_cache import use_compile_cache
 from t5g2.data.corpus import (
-    FACTS_FILE,
-    TOKENIZER_DIR,
     Corpus,
     accept_corpus,
     check_mixture,
@@ -23,7 +21,6 @@ from t5g2.data.corpus import (
 )
 from t5g2.data.feed import Feed
 from t5g2.data.loader import RowBatches
-from t5g2.errors import UserError
 from t5g2.evaluation import Averages, HeldOut
 from t5g2.files import write_atomically
 from t5g2.finish import finish, is_finished, write_figures
@@ -38,10 +35,17 @@ from t5g2.recovery import Recovery
 from t5g2.reporting.goodput import goodput_line
 from t5g2.reporting.metrics_log import MetricsLog, NoLog, read_metrics
 from t5g2.reporting.progress import Nowhere, Progress
-from t5g2.run_lock import LOCK_FILE, run_lock
+from t5g2.run_lock import run_lock
 from t5g2.settings import CONFIG_FILE, Settings, check_same_run, read_settings
 from t5g2.signals import StopRequest
-from t5g2.starting import Position, check_sizes, checkpoint_meta, run_facts, start_or_restore
+from t5g2.starting import (
+    Position,
+    check_run_dir,
+    check_sizes,
+    checkpoint_meta,
+    run_facts,
+    start_or_restore,
+)
 from t5g2.training.bad_steps import EXIT_CODE as EXIT_BAD_STEPS
 from t5g2.training.bad_steps import Drawn, Guard
 from t5g2.training.metrics import Meter
@@ -70,7 +74,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
         UserError: anything that the user can mend.
     """
     activity = activity or Activity()
-    _check_run_dir(run_dir)
+    check_run_dir(run_dir)
     accepted = check_same_run(run_dir, settings)
     total = settings.train.total_steps
     if is_finished(run_dir):
@@ -172,6 +176,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 )
 
             infillings = InfillingsInTraining(run_dir, corpus, settings, step)
+            progress.announce(save=settings.checkpoints.every, evaluation=settings.evaluation.every)
 
             # ---- The loop
             sharding = batch_sharding(mesh)
@@ -297,19 +302,6 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
             progress.message(goodput_line(read_metrics(run_dir)))
         progress.message(f"report: {run_dir / 'report.html'}")
     return EXIT_BAD_STEPS if guard.stop else stop.exit_code
-
-
-def _check_run_dir(run_dir: Path) -> None:
-    if run_dir.parts[:1] and run_dir.parts[0] in ("gs:", "s3:", "memory:", "file:"):
-        raise UserError(
-            f"--run_dir {run_dir} is no path of a file system: mount the bucket, and name the "
-            "directory there"
-        )
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run_dir {run_dir} is a file")
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if names and not names & {LOCK_FILE, CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
-        raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
 
 
 def _corpus(settings: Settings, run_dir: Path, progress: Progress) -> tuple[Corpus, list[str]]:

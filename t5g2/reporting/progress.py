@@ -1,4 +1,4 @@
-"""What a person sees of a run while it works: a live bar on a terminal, plain lines in a log."""
+"""What a person sees of a run while it works: a live panel on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from t5g2.reporting.numbers import clock, compact, duration, grouped, scientific
+from t5g2.reporting.panel import NARROWEST, View, panel
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -37,9 +38,10 @@ class Nowhere(io.StringIO):
 class Progress:
     """Shows the stages and the steps of a run on stderr.
 
-    On a terminal: a spinner for each stage, a live bar for the steps, messages above it. Anywhere
-    else: plain lines, for the first step, then at most one every `plain_every` seconds, and for
-    the last step. A context manager, so that also a KeyboardInterrupt leaves a clean terminal.
+    On a terminal: a spinner for each stage, a live panel for the steps (a bar where it is narrow),
+    messages above it. Anywhere else: plain lines, for the first step, then at most one every
+    `plain_every` seconds, and for the last step. A context manager, so that also a
+    KeyboardInterrupt leaves a clean terminal.
     """
 
     def __init__(
@@ -69,11 +71,16 @@ class Progress:
 
             self._console = Console(file=self._stream, highlight=False)
         self._lock = threading.Lock()
+        self._view = View(unit, total_steps)
         self._step = 0
         self._text = ""
         self._first: tuple[float, int] | None = None
         self._latest = 0.0
         self._last_line = -float("inf")
+
+    def announce(self, **periods: int) -> None:
+        """Takes what happens every so many steps, for the panel: save=500."""
+        self._view.periods = periods
 
     def update(self, step: int, **values: object) -> None:
         """Shows that a step is done.
@@ -81,13 +88,15 @@ class Progress:
         Args:
             step: The step, counted from 1 to `total_steps`.
             **values: What the record of the step holds; of it are shown `loss` (nats a token),
-                `learning_rate`, `grad_norm` and `tokens_per_second`.
+                `learning_rate`, `grad_norm` and `tokens_per_second`, and in the panel also
+                `step_seconds`, `model_flops_per_second`, `mfu` and how `seconds` were spent.
         """
         now = time.monotonic()
         if self._first is None:
             self._first = (now, step)
         with self._lock:
             self._step, self._latest = step, now
+            self._view.take(step, values)
             self._text = "  ".join(
                 label.format(form(value))
                 for name, label, form in _FIELDS
@@ -104,7 +113,9 @@ class Progress:
             self._print("  ".join(part for part in (counter, self._text, self._clock(now)) if part))
 
     def message(self, text: str) -> None:
-        """Shows one line (an evaluation, a checkpoint, a warning) that stays, above the bar."""
+        """Shows one line (an evaluation, a checkpoint, a warning) that stays, above the panel."""
+        with self._lock:
+            self._view.event = (text, time.monotonic())
         self._print(text)
 
     @contextlib.contextmanager
@@ -131,7 +142,7 @@ class Progress:
             self._print(f"{title}: {outcome}{duration(time.monotonic() - began)}")
 
     def close(self) -> None:
-        """Ends the bar, which stays on the screen as it last was; a second call does nothing."""
+        """Ends the panel, which stays on the screen as it last was; a second call does nothing."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
@@ -179,20 +190,21 @@ class Progress:
         self._live.start()
 
     def _bar(self) -> RenderableType:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
+        width = self._console.width if self._console is not None else 0
+        now = time.monotonic()
         with self._lock:
             step, values = self._step, self._text
-            times = self._clock(time.monotonic() if step < self._total_steps else self._latest)
+            times = self._clock(now if step < self._total_steps else self._latest)
+            if width >= NARROWEST:
+                return panel(self._view, times, now, width)
         counter = f"{self._unit} {grouped(step)}/{grouped(self._total_steps)}"
-        width = self._console.width if self._console is not None else 0
-        wide = len(counter) + len(values) + len(times) + 16 <= width
-        beside = f"{values}  {times}" if wide else times
-        room = max(1, min(40, width - len(counter) - len(beside) - 4))
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        bar = ProgressBar(total=max(self._total_steps, 1), completed=step, width=room)
-        grid.add_row(Text(counter), bar, Text(beside, no_wrap=True))
-        return grid if wide else Group(grid, Text(values, no_wrap=True, overflow="ellipsis"))
+        bar = ProgressBar(total=max(self._total_steps, 1), completed=step, width=max(1, width - 1))
+        grid = Table.grid()
+        grid.add_row(bar)
+        for line in (counter, times, values):
+            grid.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
+        return grid

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from t5g2.reporting import progress as module
+from t5g2.reporting.panel import trend
 from t5g2.reporting.progress import Progress
 
 VALUES = {"loss": 2.3456, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 23456.0}
@@ -119,5 +121,82 @@ def test_an_interrupt_leaves_the_terminal_clean():
     assert text.rfind(reveal) > text.rfind(hide)
     assert "building [the] corpus: 0." in text
     assert "held-out [loss] 3.0" in text
-    assert "/1,000" in text
+    assert "of 1,000" in text
     assert "lr 1.0e-3" in text
+
+
+def shown(width, tmp_path):
+    """What a terminal of so many columns shows in the end, and all that was sent to it."""
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen([sys.executable, "-c", PANEL], stderr=theirs, env=environment)
+    os.close(theirs)
+    sent = b""
+    while True:
+        try:
+            sent += os.read(ours, 4096)
+        except OSError:  # the other side is closed
+            break
+    assert process.wait() == 0
+    os.close(ours)
+    text = sent.decode()
+    last = text.rpartition("\x1b[?25h")[0]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last), text
+
+
+PANEL = """
+from t5g2.reporting.progress import Progress
+with Progress(1000) as progress:
+    progress.announce(save=400, evaluation=100)
+    for step in (10, 20):
+        seconds = {"data": 0.05 * step, "step": 0.95 * step}
+        progress.update(step, loss=3.0 - step / 100, learning_rate=1e-3, grad_norm=0.5,
+            tokens_per_second=23456.0, step_seconds=2.0, model_flops_per_second=2e13, mfu=0.412,
+            seconds=seconds)
+        if step == 10:
+            progress.message("held-out loss [red]3.0[/red] " + "and so on " * 30)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("width", [100, 64])
+def test_a_terminal_has_a_panel_with_all_that_one_asks_for(width, tmp_path):
+    screen, _ = shown(width, tmp_path)
+    for words in (
+        "step 20 of 1,000",
+        "2%",
+        "2.800",
+        "█▁",
+        "23.5k tok/s",
+        "save at 400",
+        "ago: held",
+    ):
+        assert words in screen
+    if width == 100:
+        assert "20.0TFLOP/s   MFU 41.2%   waits for data 5.0%" in screen
+        assert "save at 400 in 12:40   evaluation at 100 in 2:40" in screen
+    rows = screen.replace("\r", "").rpartition("╭")[2].split("\n")
+    assert len(rows) > 6
+    assert all(len(row) <= width for row in rows)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_narrow_terminal_has_lines_that_fit(tmp_path):
+    screen, _ = shown(30, tmp_path)
+    last = screen.replace("\r", "").rpartition("step 20/1,000")
+    assert last[1]
+    assert all(len(row) <= 30 for row in last[2].split("\n"))
+    assert "loss 2.800" in last[2]
+    assert "│" not in screen
+
+
+def test_the_curve_of_the_loss_marks_what_is_not_finite():
+    assert trend([3.0, float("nan"), 2.0, 1.0]) == "█!▅▁"
+    assert trend([2.0, 2.0]) == "▁▁"
+    assert trend([float("inf")]) == "!"
