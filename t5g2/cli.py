@@ -73,6 +73,7 @@ EXTRAS = {
     "tensorflow_text": "seqio",
     "torch": "test",
     "transformers": "test",
+    "wandb": "wandb",
 }
 
 

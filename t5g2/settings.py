@@ -18,6 +18,7 @@ from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
 from t5g2.parallel.batch import BatchParts, rows_for, split_batch
 from t5g2.parallel.hosts import HostsConfig
 from t5g2.parallel.mesh import MeshConfig
+from t5g2.reporting.wandb_log import WandbConfig
 from t5g2.training.bad_steps import BadStepsConfig
 from t5g2.training.optimizer import OptimizerConfig
 from t5g2.training.schedule import ScheduleConfig
@@ -147,6 +148,7 @@ class Settings:
     checkpoints: CheckpointConfig
     bad_steps: BadStepsConfig
     watchdog: WatchdogConfig
+    wandb: WandbConfig
     evaluation: EvaluationConfig
     finish: FinishConfig
 
@@ -220,6 +222,7 @@ MAY_CHANGE = frozenset(
                 "checkpoints",
                 "bad_steps",
                 "watchdog",
+                "wandb",
                 "evaluation",
                 "finish",
             )

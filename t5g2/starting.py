@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from t5g2.activity import Activity
@@ -94,7 +95,7 @@ def check_run_dir(run_dir: Path) -> None:
 
 
 def run_facts(
-    settings: Settings, corpus: Corpus, rows: RowStream, shapes: TrainState
+    settings: Settings, corpus: Corpus, rows: RowStream, shapes: TrainState, mesh: Mesh
 ) -> dict[str, Any]:
     """What a start record says of a run."""
     shares = zip((task.name for task in rows.tasks), rows.mixture.rates.tolist(), strict=True)
@@ -102,6 +103,7 @@ def run_facts(
         "total_steps": settings.train.total_steps,
         "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": dict(mesh.shape),
         "clip_norm": settings.optimizer.clip_norm,
         "config_hash": settings.hash(),
         "versions": package_versions(),

@@ -35,6 +35,7 @@ from t5g2.recovery import Recovery
 from t5g2.reporting.goodput import goodput_line
 from t5g2.reporting.metrics_log import MetricsLog, NoLog, read_metrics
 from t5g2.reporting.progress import Nowhere, Progress
+from t5g2.reporting.wandb_log import WandbLog
 from t5g2.run_lock import run_lock
 from t5g2.settings import CONFIG_FILE, Settings, check_same_run, read_settings
 from t5g2.signals import StopRequest
@@ -142,7 +143,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
         store = CheckpointStore(
             run_dir / CHECKPOINTS_DIR, settings.checkpoints, settings.finish.average_last
         )
-        log = MetricsLog(run_dir) if hosts.is_first() else NoLog()
+        wandb = WandbLog(settings.wandb, run_dir, progress.message)
+        log = MetricsLog(run_dir, wandb) if hosts.is_first() else NoLog()
         with store, log, Watchdog(settings.watchdog, activity, run_dir):
 
             def begin() -> Position:
@@ -153,9 +155,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
             step, state, cursors, totals, number, guarded = begin()
             check_tower(corpus, state.params)
             rate = FlopRate.of_run(settings.model, rows, mesh)
-            facts = run_facts(settings, corpus, rows, shapes) | rate.facts()
+            facts = run_facts(settings, corpus, rows, shapes, mesh) | rate.facts()
             facts |= {"attention": attention_backend, "batch": parts.to_json()}
-            facts["mesh"] = dict(mesh.shape)
             log.start(step, began=activity.began, seconds=activity.seconds(), **facts)
             progress.message(f"attention: {attention_backend}")
 

@@ -25,6 +25,8 @@ from t5g2.reporting.thinning import thinned
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
+    from t5g2.reporting.wandb_log import WandbLog
+
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
 
@@ -48,9 +50,15 @@ class MetricsLog:
     A float that JSON cannot express is written as the string "NaN", "Infinity" or "-Infinity".
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        """Opens `<run_dir>/metrics.jsonl` for appending; makes the directory if it is missing."""
+    def __init__(self, run_dir: str | os.PathLike[str], wandb: WandbLog | None = None) -> None:
+        """Opens `<run_dir>/metrics.jsonl` for appending; makes the directory if it is missing.
+
+        Args:
+            run_dir: the run's directory.
+            wandb: is given the same scalars as TensorBoard, and closed with the log.
+        """
         self._run_dir = Path(run_dir)
+        self._wandb = wandb
         self._run_dir.mkdir(parents=True, exist_ok=True)
         path = self._run_dir / FILE_NAME
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -69,6 +77,8 @@ class MetricsLog:
             **facts: What is known then: total_steps, parameters, devices, config_hash, versions.
         """
         self._append({"kind": "start", "step": step, "time": time.time(), **facts})
+        if self._wandb is not None:
+            self._wandb.start(step, facts)
         self._close_tensorboard()
         self._open_tensorboard(purge_step=step + 1)
 
@@ -100,12 +110,17 @@ class MetricsLog:
         if self._tensorboard is None:
             self._tensorboard = self._open_tensorboard(purge_step=None)
         prefix = f"{values.get('split')}_{values.get('weights')}" if kind == "eval" else kind
-        for name, value in _scalars(values):
-            self._tensorboard.add_scalar(f"{prefix}/{name}", value, step, record["time"])
+        scalars = [(f"{prefix}/{name}", value) for name, value in _scalars(values)]
+        for name, value in scalars:
+            self._tensorboard.add_scalar(name, value, step, record["time"])
+        if self._wandb is not None and scalars:
+            self._wandb.write(step, scalars)
 
     def close(self) -> None:
-        """Flushes and closes both files; a second call does nothing."""
+        """Flushes and closes all of them; a second call does nothing."""
         self._close_tensorboard()
+        if self._wandb is not None:
+            self._wandb.close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

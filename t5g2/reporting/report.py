@@ -17,6 +17,7 @@ from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
 from t5g2.reporting.numbers import compact, duration, grouped
 from t5g2.reporting.page import clock_time, page, table
 from t5g2.reporting.report_held_out import held_out_sections
+from t5g2.reporting.report_long_context import long_context_section
 from t5g2.reporting.report_tasks import task_sections
 from t5g2.reporting.samples import over_time_html, samples_html
 from t5g2.reporting.series import curve
@@ -115,7 +116,7 @@ def heldout_loss(history: RunHistory, weights: str) -> float | None:
 def _page(run_dir: Path, history: RunHistory) -> str:
     name = escape(run_dir.resolve().name)
     badge = ("done", "complete") if is_complete(history) else ("open", "not complete")
-    over_time = over_time_html(run_dir)
+    over_time, long_context = over_time_html(run_dir), long_context_section(run_dir)
     sections = [
         ("", _tiles(history)),
         ("", f'<div class="large">{report_charts.loss(history)}</div>'),
@@ -123,6 +124,7 @@ def _page(run_dir: Path, history: RunHistory) -> str:
         *held_out_sections(history),
         ("Infillings of held-out text", samples_html(run_dir)),
         *([("Infillings over the run", over_time)] if over_time else []),
+        *([("Long contexts", long_context)] if long_context else []),
         ("Optimisation", f'<div class="pair">{_optimisation(history)}</div>'),
         ("Throughput and packing", f'<div class="pair">{report_charts.throughput(history)}</div>'),
         ("Facts", _facts(history)),

@@ -242,6 +242,28 @@ def test_speed_norms_and_mesh_are_shown_where_they_were_recorded(tmp_path):
     assert "MFU (median)" not in text
 
 
+def test_long_context_curves_of_the_run_are_drawn(finished_run):
+    def point(length, score):
+        interval = {"low": score - 0.1, "high": score + 0.05}
+        values = {"score": score, **interval, "log_likelihood": -0.25, "examples": 40}
+        return {"family": "niah_single_1", "length": length, "tokens": length - 3.5, **values}
+
+    out = finished_run / "long_context"
+    out.mkdir()
+    curves = [point(4096, 0.4), point(1024, 0.9)]
+    (out / "long_context.json").write_text(
+        json.dumps({"checkpoint": "run/averaged", "form": "answer", "curves": curves})
+    )
+    found = page(finished_run)
+    assert "Score by length (long_context)" in found.text
+    assert "80.0%95.0%-0.250" in found.text
+    (chart,) = [chart for chart in found.data if chart["axis"] == "tokens of the prompt"]
+    assert chart["series"][0]["x"] == [1024, 4096]
+    assert chart["series"][0]["y"] == [0.9, 0.4]
+    (out / "long_context.json").write_text("{")
+    assert "long_context: Expecting" in page(finished_run).text
+
+
 def test_what_looks_wrong_stands_at_the_top(tmp_path):
     row = train_row(1, fill_targets=0.5)
     write_lines(tmp_path, [{"kind": "train", "step": 1, **row}])
