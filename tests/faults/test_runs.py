@@ -1,6 +1,7 @@
 """Damage, full disks and interruptions of whole runs, and what is kept and pruned."""
 
 import re
+import shutil
 
 import pytest
 from recovery import FAST, assert_equal_to_the_bit, damage, losses, start, steps, train, warnings
