@@ -59,7 +59,10 @@ def silence(history: RunHistory, now: float) -> float | None:
 
 
 def stopped(history: RunHistory) -> bool:
-    """Whether the newest process was asked to stop, and saved."""
+    """Whether the newest process ended of itself: it was asked to stop, or `train.stop_at`."""
+    marks = history.segments[-1].marks if history.segments else ()
+    if marks and marks[-1]["kind"] == "end":
+        return True
     last = history.events[-1] if history.events else None
     newest = history.starts[-1]["time"] if history.starts else 0.0
     return (

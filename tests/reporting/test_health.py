@@ -121,3 +121,5 @@ def test_a_run_that_fell_silent_is_told_from_one_that_was_stopped(tmp_path):
     assert said.startswith("silent: no record for 5 min 1 s")
     event = {"kind": "event", "step": 400, "level": "warning", "message": "stopped by SIGTERM"}
     assert found(tmp_path, [*rows(), event | {"time": START + 401}], now=later + 1) == []
+    end = {"kind": "end", "step": 400, "time": START + 401, "seconds": {"step": 1.0}}
+    assert found(tmp_path, [*rows(), end], now=later + 1) == []
