@@ -204,7 +204,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 progress.update(step, **values)
                 waited = activity.seconds()["data"]
                 if told := stragglers.told(step, values["step_seconds"], waited):
-                    warn(told)
+                    log.write("event", step, level="info", message=told)
+                    progress.message(told)
 
             def save(write: Callable[..., None]) -> None:
                 meta = checkpoint_meta(settings, rows, meter.totals())
