@@ -161,8 +161,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
             progress.message(f"attention: {attention_backend}")
 
             def warn(told: str, at: int | None = None, **values: Any) -> None:
-                at = step if at is None else at
-                log.write("event", at, level="warning", message=told, **values)
+                values = {"level": "warning", "message": told, **values}
+                log.write("event", step if at is None else at, **values)
                 progress.message(told)
 
             for told in store.news():
@@ -204,8 +204,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 progress.update(step, **values)
                 waited = activity.seconds()["data"]
                 if told := stragglers.told(step, values["step_seconds"], waited):
-                    log.write("event", step, level="info", message=told)
-                    progress.message(told)
+                    warn(told, level="info")
 
             def save(write: Callable[..., None]) -> None:
                 meta = checkpoint_meta(settings, rows, meter.totals())

@@ -5,6 +5,7 @@ import signal
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 
 from t5g2.training import step
 
@@ -12,7 +13,7 @@ from t5g2.training import step
 def poison(digests, factor=float("nan")):
     """From now on the loss of batches with these digests is multiplied; returns what undoes it."""
     loss_sums = step.loss_sums
-    wanted = jnp.array(digests, jnp.uint32)
+    wanted = np.array(digests, np.uint32)  # of numpy: jax may not have started yet
 
     def poisoned(config, params, batch, *args):
         total, sums = loss_sums(config, params, batch, *args)
