@@ -14,7 +14,7 @@ from t5g2.errors import UserError
 from t5g2.evaluate_tasks import evaluate_tasks, newest_checkpoint
 from t5g2.evaluation import HeldOut, HeldOutLoss
 from t5g2.models.t5gemma2 import logical_axes
-from t5g2.parallel.mesh import check_rows, configure_devices, make_mesh
+from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import parameter_shardings
 from t5g2.pretrained import Pretrained, load
 from t5g2.reporting.task_losses import TaskNames, regrouped
@@ -49,13 +49,19 @@ def run(args: argparse.Namespace) -> int:
         _check_tokenizer(chosen, pretrained)
     configure_devices(chosen.mesh)
     mesh = make_mesh(chosen.mesh)
-    check_rows(mesh, chosen.rows, 1)
+    parts = chosen.batch_parts(mesh)
     corpus = open_corpus(chosen.corpus, pretrained.tokenizer, pretrained.config)
     check_tower(corpus, pretrained.params)
     stream = row_stream(corpus, "heldout", chosen.data, chosen.rows)
     config = pretrained.config
     shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)
-    step = jit_eval_step(mesh, shardings, config=config, num_tasks=len(stream.tasks))
+    step = jit_eval_step(
+        mesh,
+        shardings,
+        config=config,
+        num_tasks=len(stream.tasks),
+        accumulation=parts.accumulation,
+    )
     heldout = HeldOut(stream, step, mesh, chosen.evaluation.batches)
     mean = heldout.loss(jax.device_put(pretrained.params, shardings))
     print(f"held-out loss {mean.loss:.4f} nats/token over {mean.targets:,} target tokens")

@@ -135,7 +135,11 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 z_loss=settings.train.z_loss,
             )
         eval_step = jit_eval_step(
-            mesh, shardings.params, config=settings.model, num_tasks=len(tasks)
+            mesh,
+            shardings.params,
+            config=settings.model,
+            num_tasks=len(tasks),
+            accumulation=parts.accumulation,
         )
         heldout = HeldOut(heldout_rows, eval_step, mesh, settings.evaluation.batches)
 

@@ -65,6 +65,7 @@ def test_a_run_leaves_everything_behind(finished):
         "samples.json",
         "loss.png",
         "report.html",
+        "trainer.lock",
     } == names
     history = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in history.train] == list(range(1, 13))

@@ -1,5 +1,6 @@
 """The train step and the evaluation step: one jit each, over the mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -177,23 +178,7 @@ def train_step(
         return loss_sums(config, {**trained, **frozen}, microbatch, num_tasks, teacher, z_loss)
 
     gradient = jax.grad(loss, has_aux=True)
-
-    def accumulate(
-        carry: tuple[Any, LossSums], microbatch: DeviceBatch
-    ) -> tuple[tuple[Any, LossSums], None]:
-        return jax.tree.map(jnp.add, carry, gradient(trained, microbatch)), None
-
-    if accumulation == 1:
-        gradients, sums = gradient(trained, batch)
-    else:
-        # Strided, so that every device works on its own rows in each microbatch.
-        microbatches = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch
-        )
-        first = jax.tree.map(lambda x: x[0], microbatches)
-        shapes = jax.eval_shape(gradient, trained, first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (gradients, sums), _ = jax.lax.scan(accumulate, zeros, microbatches)
+    gradients, sums = _summed(functools.partial(gradient, trained), batch, accumulation)
     count = jnp.maximum(jnp.sum(sums.targets), 1.0)
     gradients = jax.tree.map(lambda g: g / count, gradients)
     mean = (jnp.sum(sums.nll) if sums.distilled is None else sums.distilled) / count
@@ -216,6 +201,23 @@ def train_step(
         update_norm=jnp.where(skipped, 0.0, optax.global_norm(updates)),
     )
     return TrainState(state.step + 1, {**trained, **frozen}, opt_state), metrics
+
+
+def _summed(function: Callable[[DeviceBatch], Any], batch: DeviceBatch, accumulation: int) -> Any:
+    """The sum of a function's trees over `accumulation` microbatches, one after the other."""
+    if accumulation == 1:
+        return function(batch)
+    # Strided, so that every device works on its own rows in each microbatch.
+    microbatches = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch
+    )
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total: Any, microbatch: DeviceBatch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(microbatch)), None
+
+    return jax.lax.scan(add, zeros, microbatches)[0]
 
 
 def trace_train_step(
@@ -290,13 +292,14 @@ def compile_train_step(
 
 
 def jit_eval_step(
-    mesh: Mesh, params_shardings: Any, *, config: ModelConfig, num_tasks: int
+    mesh: Mesh, params_shardings: Any, *, config: ModelConfig, num_tasks: int, accumulation: int
 ) -> Callable[[Any, DeviceBatch], EvalSums]:
-    """`eval_sums` of one batch, compiled for a mesh."""
+    """`eval_sums` of one batch, in `accumulation` microbatches, compiled for a mesh."""
 
     def step(params: Any, batch: DeviceBatch) -> EvalSums:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return eval_sums(config, params, batch, num_tasks)
+            sums = functools.partial(eval_sums, config, params, num_tasks=num_tasks)
+            return _summed(sums, batch, accumulation)
 
     return jax.jit(
         step,

@@ -212,6 +212,7 @@ def test_a_run_starts_with_the_loss_of_the_import_and_its_tokenizer(
         parameter_shardings(mesh, logical_axes(chosen.model), params),
         config=chosen.model,
         num_tasks=len(rows.tasks),
+        accumulation=1,
     )
     steps = read_metrics(run_dir / "metrics.jsonl").train
     assert [row["step"] for row in steps] == [1, 2]

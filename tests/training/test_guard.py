@@ -22,9 +22,16 @@ def watch(guard, losses, norm=1.0, skipped=False, begin=1):
     for number, loss in enumerate(losses, begin):
         cursors = np.zeros((1, 3), np.int32)
         guard.add(Drawn(number, number, cursors, cursors))
-        guard.watch(
-            [StepMetrics(SUMS, np.float32(loss), np.float32(norm), np.bool_(skipped), np.uint32(5))]
+        metrics = StepMetrics(
+            SUMS,
+            loss=np.float32(loss),
+            grad_norm=np.float32(norm),
+            skipped=np.bool_(skipped),
+            digest=np.uint32(5),
+            param_norm=np.float32(1),
+            update_norm=np.float32(1),
         )
+        guard.watch([metrics])
 
 
 def noise(count, seed=0):

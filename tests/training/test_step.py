@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from t5g2.data.batch import empty_batch
 from t5g2.models.config import ModelConfig
+from t5g2.parallel.mesh import MeshConfig, make_mesh
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer
 from t5g2.training.state import initial_state
-from t5g2.training.step import loss_sums, train_step
+from t5g2.training.step import jit_eval_step, loss_sums, train_step
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -71,6 +73,20 @@ def test_accumulation_changes_neither_loss_nor_update(results):
             *map(jax.tree.leaves, (state.params, whole_state.params)), strict=True
         ):
             np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_held_out_sums_do_not_depend_on_the_microbatches(results):
+    state, batch, _ = results
+    mesh = make_mesh(MeshConfig())
+    anywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state.params)
+    sums = [
+        jit_eval_step(mesh, anywhere, config=CONFIG, num_tasks=3, accumulation=parts)(
+            state.params, batch
+        )
+        for parts in (1, 2, 4)
+    ]
+    for parts in sums[1:]:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), parts, sums[0])
 
 
 def test_the_gradient_is_of_the_mean_over_real_targets(results):
