@@ -23,6 +23,7 @@ from t5g2.reporting.progress import Progress
 from t5g2.run_lock import LOCK_FILE
 from t5g2.settings import CONFIG_FILE, Settings, model_to_json
 from t5g2.training.metrics import Totals
+from t5g2.training.schedule import warmup_steps
 from t5g2.training.state import TrainState
 
 
@@ -92,6 +93,15 @@ def check_run_dir(run_dir: Path) -> None:
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
     if names and not names & {LOCK_FILE, CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
         raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
+
+
+def shorter_warmup(settings: Settings) -> str | None:
+    """Says that the run's warm-up is shorter than its setting; None if it is not."""
+    total, asked = settings.train.total_steps, settings.schedule.warmup_steps
+    warmup = warmup_steps(settings.schedule, total)
+    if warmup >= asked:
+        return None
+    return f"warm-up: {warmup} steps, a tenth of this run's {total}, instead of {asked}"
 
 
 def run_facts(

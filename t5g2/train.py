@@ -45,13 +45,14 @@ from t5g2.starting import (
     check_sizes,
     checkpoint_meta,
     run_facts,
+    shorter_warmup,
     start_or_restore,
 )
 from t5g2.training.bad_steps import EXIT_CODE as EXIT_BAD_STEPS
 from t5g2.training.bad_steps import Drawn, Guard
 from t5g2.training.metrics import Meter
 from t5g2.training.optimizer import make_optimizer
-from t5g2.training.schedule import make_schedule, warmup_steps
+from t5g2.training.schedule import make_schedule
 from t5g2.training.state import state_shardings
 from t5g2.training.step import compile_train_step, jit_eval_step
 from t5g2.visual_tokens import check_tower
@@ -173,13 +174,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 warn(told)
             if accepted:
                 warn(f"train.accept_changes: {'; '.join(accepted)}")
-            warmup = warmup_steps(settings.schedule, total)
-            if warmup < settings.schedule.warmup_steps:
-                progress.message(
-                    f"warm-up: {warmup} steps, a tenth of this run's {total}, instead of "
-                    f"{settings.schedule.warmup_steps}"
-                )
-
+            if told := shorter_warmup(settings):
+                progress.message(told)
             infillings = InfillingsInTraining(run_dir, corpus, settings, step)
             progress.announce(save=settings.checkpoints.every, evaluation=settings.evaluation.every)
 
