@@ -174,8 +174,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 warn(told)
             if accepted:
                 warn(f"train.accept_changes: {'; '.join(accepted)}")
-            if told := shorter_warmup(settings):
-                progress.message(told)
+            if shorter := shorter_warmup(settings):
+                progress.message(shorter)
             infillings = InfillingsInTraining(run_dir, corpus, settings, step)
             progress.announce(save=settings.checkpoints.every, evaluation=settings.evaluation.every)
 
