@@ -15,7 +15,7 @@ from t5g2.evaluate_tasks import evaluate_tasks, newest_checkpoint
 from t5g2.evaluation import HeldOut, HeldOutLoss
 from t5g2.models.t5gemma2 import logical_axes
 from t5g2.parallel.mesh import configure_devices, make_mesh
-from t5g2.parallel.rules import parameter_shardings
+from t5g2.parallel.rules import check_room, make_layout, parameter_shardings
 from t5g2.pretrained import Pretrained, load
 from t5g2.reporting.task_losses import TaskNames, regrouped
 from t5g2.training.step import jit_eval_step
@@ -50,19 +50,22 @@ def run(args: argparse.Namespace) -> int:
     configure_devices(chosen.mesh)
     mesh = make_mesh(chosen.mesh)
     parts = chosen.batch_parts(mesh)
+    layout = make_layout(mesh, chosen.mesh.rules)
+    room = (chosen.data.inputs_length, chosen.data.targets_length)
+    check_room(layout, pretrained.config, room)
     corpus = open_corpus(chosen.corpus, pretrained.tokenizer, pretrained.config)
     check_tower(corpus, pretrained.params)
     stream = row_stream(corpus, "heldout", chosen.data, chosen.rows)
     config = pretrained.config
-    shardings = parameter_shardings(mesh, logical_axes(config), pretrained.params)
+    shardings = parameter_shardings(layout, logical_axes(config), pretrained.params)
     step = jit_eval_step(
-        mesh,
+        layout,
         shardings,
         config=config,
         num_tasks=len(stream.tasks),
         accumulation=parts.accumulation,
     )
-    heldout = HeldOut(stream, step, mesh, chosen.evaluation.batches)
+    heldout = HeldOut(stream, step, layout, chosen.evaluation.batches)
     mean = heldout.loss(jax.device_put(pretrained.params, shardings))
     print(f"held-out loss {mean.loss:.4f} nats/token over {mean.targets:,} target tokens")
     names = TaskNames({source.name: source.spec.language for source in corpus.sources})

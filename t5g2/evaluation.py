@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from t5g2.checkpoints.average import average
 from t5g2.checkpoints.keeping import CheckpointStore, in_use
 from t5g2.data.image_examples import ImagePrefix
 from t5g2.data.loader import RowBatches
 from t5g2.data.packing import RowStream
+from t5g2.kernels.layout import Layout
 from t5g2.parallel import hosts
-from t5g2.parallel.rules import batch_sharding
+from t5g2.parallel.rules import batch_shardings, row_sharding
 from t5g2.training.metrics import mean_loss
 from t5g2.training.step import DeviceBatch, EvalSums
 
@@ -50,7 +50,7 @@ class HeldOut:
         self,
         stream: RowStream,
         eval_step: Callable[[Any, DeviceBatch], EvalSums],
-        mesh: Mesh,
+        layout: Layout,
         batches: int,
     ) -> None:
         self._tasks = [task.name for task in stream.tasks]
@@ -59,12 +59,13 @@ class HeldOut:
             for task in stream.tasks
         }
         self._eval_step = eval_step
-        sharding = batch_sharding(mesh)
-        first, count = hosts.own_rows(sharding, stream.rows)
+        first, count = hosts.own_rows(row_sharding(layout), stream.rows)
         rows = iter(RowBatches(stream, stream.start(), first, count))
-        self._batches = [
-            hosts.to_devices(sharding, next(rows).batch, stream.rows) for _ in range(batches)
-        ]
+        self._batches = []
+        for _ in range(batches):
+            batch = next(rows).batch
+            placed = hosts.to_devices(batch_shardings(layout, batch), batch, stream.rows)
+            self._batches.append(placed)
 
     def loss(self, params: Any) -> HeldOutLoss:
         """Mean loss of parameters on these batches."""

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from t5g2 import config
 from t5g2.data.corpus import TokenizerConfig
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
+from t5g2.kernels.layout import Layout
 from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
 from t5g2.models.t5gemma2 import logical_axes
 from t5g2.parallel.rules import parameter_shardings
@@ -58,14 +58,14 @@ def make_first_state(
     return make_state_from(params, optimizer, shardings)
 
 
-def load_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Teacher:
+def load_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, layout: Layout) -> Teacher:
     """Reads a teacher onto the devices, its weights in the dtype that it computes in.
 
     Args:
         path: checkpoint, or Hugging Face directory of T5Gemma 2.
         student: the model that is trained.
         tokenizer: of the run.
-        mesh: the devices.
+        layout: the mesh and its rules.
 
     Raises:
         UserError: it is neither, or speaks other tokens or sees less than the student.
@@ -83,7 +83,7 @@ def load_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, mesh: M
             "or name a teacher that reads images"
         )
     params = read_params(path, config)
-    shardings = parameter_shardings(mesh, logical_axes(config), params)
+    shardings = parameter_shardings(layout, logical_axes(config), params)
 
     def place(array: np.ndarray, sharding: Any) -> Array:
         return jax.device_put(np.asarray(array, jnp.dtype(config.dtype)), sharding)

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-import jax
-
 from t5g2 import settings
 from t5g2.checkpoints.manifest import verify
 from t5g2.checkpoints.store import array_shapes, read_meta
@@ -16,9 +14,8 @@ from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
 from t5g2.inspect_batch import make_again
-from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
-from t5g2.parallel.mesh import configure_devices, make_mesh
-from t5g2.parallel.rules import parameter_shardings
+from t5g2.parallel.mesh import configure_devices
+from t5g2.planning.placement import placement
 from t5g2.reporting.data_page import as_page
 from t5g2.reporting.data_text import as_text
 
@@ -89,33 +86,7 @@ def config(args: argparse.Namespace) -> str:
     """Every setting with its value, and the parameters."""
     chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
     configure_devices(chosen.mesh)
-    mesh = make_mesh(chosen.mesh)
-    parts = chosen.batch_parts(mesh)
-    params = parameter_tree(abstract_model(chosen.model))
-    shardings = parameter_shardings(mesh, logical_axes(chosen.model), params)
-    lines = [
-        chosen.to_gin(),
-        f"# Batch: {parts}",
-        f"# Parameters, float32, on a mesh of {dict(mesh.shape)}:",
-    ]
-    total = here = 0
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    for (path, array), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        size = 4 * array.size // sharding.num_devices * _copies(sharding)
-        total, here = total + array.size, here + size
-        lines.append(f"#   {name:44} {array.shape!s:24} {sharding.spec!s:40} {size:>14,} B/device")
-    lines.append(f"# {total:,} parameters; {here:,} bytes of them on each device")
-    return "\n".join(lines)
-
-
-def _copies(sharding: jax.sharding.NamedSharding) -> int:
-    """On how many devices each part of an array lies."""
-    split = [axis for axis in sharding.spec if axis is not None]
-    parts = 1
-    for axis in split:
-        parts *= sharding.mesh.shape[axis]
-    return sharding.num_devices // parts
+    return "\n".join([chosen.to_gin(), *placement(chosen)])
 
 
 def checkpoint(args: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from t5g2 import config
 from t5g2.checkpoints.keeping import CheckpointConfig
@@ -169,7 +169,7 @@ class Settings:
         assert self.train.rows is not None
         return self.train.rows
 
-    def batch_parts(self, mesh: Mesh) -> BatchParts:
+    def batch_parts(self, mesh: Mesh | AbstractMesh) -> BatchParts:
         """The global batch on a mesh.
 
         Raises:

@@ -29,7 +29,7 @@ from t5g2.initialization import load_teacher, starting_tokenizer
 from t5g2.kernels.attention import choose_backend
 from t5g2.parallel import hosts
 from t5g2.parallel.mesh import configure_devices, make_mesh
-from t5g2.parallel.rules import batch_sharding
+from t5g2.parallel.rules import batch_shardings, check_room, make_layout, row_sharding
 from t5g2.planning.rate import FlopRate
 from t5g2.recovery import Recovery
 from t5g2.reporting.goodput import goodput_line
@@ -89,6 +89,9 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
     use_compile_cache(run_dir)
     mesh = make_mesh(settings.mesh)
     parts = settings.batch_parts(mesh)
+    layout = make_layout(mesh, settings.mesh.rules)
+    room = (settings.data.inputs_length, settings.data.targets_length)
+    check_room(layout, settings.model, room)
     attention_backend = choose_backend(settings.model.attention, mesh.abstract_mesh)
 
     stream = None if hosts.is_first() else Nowhere()
@@ -114,15 +117,15 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
         # ---- Model
         schedule = make_schedule(settings.schedule, total)
         optimizer = make_optimizer(settings.optimizer, schedule)
-        shapes, shardings = state_shardings(settings.model, optimizer, mesh)
+        shapes, shardings = state_shardings(settings.model, optimizer, layout)
         teacher = None
         if settings.train.teacher is not None:
             path = Path(settings.train.teacher)
             with progress.stage("reading the teacher"):
-                teacher = load_teacher(path, settings.model, corpus.tokenizer, mesh)
+                teacher = load_teacher(path, settings.model, corpus.tokenizer, layout)
         with activity.during("compile"), progress.stage("compiling"):
             train_step = compile_train_step(
-                mesh,
+                layout,
                 shapes,
                 shardings,
                 rows=rows.rows,
@@ -136,13 +139,13 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 z_loss=settings.train.z_loss,
             )
         eval_step = jit_eval_step(
-            mesh,
+            layout,
             shardings.params,
             config=settings.model,
             num_tasks=len(tasks),
             accumulation=parts.accumulation,
         )
-        heldout = HeldOut(heldout_rows, eval_step, mesh, settings.evaluation.batches)
+        heldout = HeldOut(heldout_rows, eval_step, layout, settings.evaluation.batches)
 
         # ---- State: restored, or new
         store = CheckpointStore(
@@ -180,8 +183,8 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
             progress.announce(save=settings.checkpoints.every, evaluation=settings.evaluation.every)
 
             # ---- The loop
-            sharding = batch_sharding(mesh)
-            first, count = hosts.own_rows(sharding, rows.rows)
+            by_row = row_sharding(layout)
+            first, count = hosts.own_rows(by_row, rows.rows)
             agreed, save_wanted = hosts.Agreement(mesh), hosts.Agreement(mesh)
             stragglers = Stragglers(settings.watchdog, mesh)
             room = (rows.rows * rows.room[0], rows.rows * rows.room[1])
@@ -210,7 +213,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                 meta = checkpoint_meta(settings, rows, meter.totals())
                 meta |= {"batch": feed.number, "guard": guard.state(), **recovery.meta()}
                 in_turn = step % settings.checkpoints.every == 0 or step == total
-                placed = hosts.to_devices(sharding, cursors, rows.rows)
+                placed = hosts.to_devices(by_row, cursors, rows.rows)
                 with activity.during("save"):
                     write(state, placed, meta, temporary=not in_turn)
 
@@ -233,7 +236,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
                     batch, cursors = next(feed)
                     # Not waited for in vain if the devices still had to do.
                     activity.enter("step", booked="step" if meter.devices_work() else None)
-                    batch = hosts.to_devices(sharding, batch, rows.rows)
+                    batch = hosts.to_devices(batch_shardings(layout, batch), batch, rows.rows)
                     with jax.transfer_guard("disallow"):
                         state, metrics = train_step(state, batch, guard.limits)
                     step += 1

@@ -48,13 +48,20 @@ def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None)
 
     Args:
         wanted: by the configuration; "auto": the fused kernel of the devices' platform, or, if
-            there is none, "blockwise".
+            there is none or it shares rows, "blockwise".
         mesh: the devices; None: those that jax runs on, where "auto" is "blockwise".
 
     Raises:
         UserError: the devices do not run what is wanted.
     """
+    if wanted != "auto" and wanted not in _PLATFORMS:
+        return wanted
     platform = jax.default_backend() if mesh is None else target_platform(mesh)
+    if mesh is not None and mesh.shape.get("context", 1) > 1:
+        # The fused kernels know masks of whole rows alone.
+        if wanted == "auto":
+            return "blockwise"
+        raise UserError(f"model.attention = '{wanted}' needs mesh.context = 1: leave it 'auto'")
     if wanted == "auto":
         fused = {} if mesh is None else {needed: name for name, needed in _PLATFORMS.items()}
         return fused.get(platform, "blockwise")
@@ -93,6 +100,7 @@ def attention(
     window: Window,
     scale: float,
     backend: Backend | Literal["auto"] = "auto",
+    offset: int | None = None,
 ) -> Float[Array, "B T H N"]:
     """Softmax attention of queries over `keys` and, if given, `memory` in one joint softmax.
 
@@ -108,9 +116,9 @@ def attention(
       neighbouring blocks of keys alone: neither memory nor time grows with T x S.
     - "splash" is a fused kernel for TPU.
 
-    All but the first take queries and keys to be the same tokens, and the positions of a segment to
-    count by one along the row, as they do in batches and in prompts. Where there are other keys, as
-    in a decoder's cache, the reference attends.
+    All but the first take queries and keys to be the same tokens, or `offset` to say which they
+    are, and the positions of a segment to count by one along the row, as they do in batches and in
+    prompts. Where there are other keys, as in a decoder's cache, the reference attends.
 
     Args:
         query: [B, T, H, N] queries, after normalisation and RoPE.
@@ -122,6 +130,9 @@ def attention(
         window: reach of the self-attention.
         scale: factor on the logits.
         backend: which one; see `choose_backend`.
+        offset: on one device of several, which have chosen `backend`: query i is the token of key
+            `i + offset`, and what a query sees of its window is among the keys. None: the queries
+            are the keys' tokens if there are as many of both, and else any of them.
 
     Returns:
         [B, T, H, N] in the dtype of `query`.
@@ -130,25 +141,33 @@ def attention(
         UserError: by `choose_backend`.
     """
     mesh = current_mesh()
-    chosen = choose_backend(backend, mesh)
+    chosen = choose_backend(backend, mesh) if offset is None or backend == "auto" else backend
     inputs = (query, query_segment_ids, query_positions, keys)
     length = query.shape[1]
     block = _block_size(window)
-    if keys.key.shape[1] != length or chosen == "reference":
-        return reference_attention(*inputs, memory, window=window, scale=scale)
-    if chosen == "splash":
+    same = keys.key.shape[1] == length
+    if chosen == "splash" and same:
         from t5g2.kernels.splash import splash
 
         kernel = functools.partial(splash, window=window, scale=scale)
-        return on_each_device(kernel, mesh)(query, query_segment_ids, keys, memory)
-    if length < 2 * block:
+        split = kernel if offset is not None else on_each_device(kernel, mesh)
+        return split(query, query_segment_ids, keys, memory)
+    unknown = offset is None and not same and not _sees_all(window)
+    if chosen == "reference" or unknown or length < 2 * block:
         return reference_attention(*inputs, memory, window=window, scale=scale)
-    return _blockwise_attention(*inputs, memory, window=window, scale=scale, block=block)
+    return _blockwise_attention(
+        *inputs, memory, window=window, scale=scale, block=block, offset=offset or 0
+    )
 
 
 # Queries worked on at a time where every key is seen, and at least so many where a window is.
 _QUERY_BLOCK = 512
 _SMALLEST_BLOCK = 128
+
+
+def _sees_all(window: Window) -> bool:
+    """Whether a query may see keys at any distance, on one side at least."""
+    return window.left is None or window.right is None
 
 
 def _block_size(window: Window) -> int:
@@ -168,24 +187,32 @@ def _blockwise_attention(
     window: Window,
     scale: float,
     block: int,
+    offset: int,
 ) -> Float[Array, "B T H N"]:
     length = query.shape[1]
     blocks = -(-length // block)
 
-    def split(array: Array) -> Array:
+    def split(array: Array, before: int = 0, blocks: int = blocks) -> Array:
         """[B, T, ...] as [blocks, B, block, ...]; what is filled up has segment 0."""
-        padding = [(0, 0)] * array.ndim
-        padding[1] = (0, blocks * block - length)
-        padded = jnp.pad(array, padding)
+        array = jnp.asarray(array)
+        behind = blocks * block - before - array.shape[1]
+        padding = [(0, 0, 0)] * array.ndim
+        padding[1] = (before, behind, 0)  # negative: cut off
+        padded = jax.lax.pad(array, jnp.zeros((), array.dtype), padding)
         return padded.reshape(array.shape[0], blocks, block, *array.shape[2:]).swapaxes(0, 1)
 
     queries = tuple(map(split, (query, query_segment_ids, query_positions)))
     seen: KeyValues | None = None
-    if window.left is not None and window.right is not None:
-        # A block's reach ends within its neighbours.
-        before = [1] if window.left else []
-        after = [-1] if window.right else []
-        seen = jax.tree.map(lambda array: _neighbours(split(array), [*before, 0, *after]), keys)
+    if not _sees_all(window):
+        # A block's reach ends within its neighbours: with one block of keys ahead of the queries'
+        # first, block i of the queries sees blocks i to i + 2 of the keys.
+        first, last = (0 if window.left else 1), (2 if window.right else 1)
+
+        def neighbours(array: Array) -> Array:
+            parts = split(array, block - offset, blocks + 2)
+            return jnp.concatenate([parts[i : i + blocks] for i in range(first, last + 1)], axis=2)
+
+        seen = jax.tree.map(neighbours, keys)
 
     @jax.checkpoint
     def attend(
@@ -196,19 +223,6 @@ def _blockwise_attention(
 
     mixed = jax.lax.map(lambda x: attend(*x), (queries, seen))
     return mixed.swapaxes(0, 1).reshape(query.shape[0], -1, *query.shape[2:])[:, :length]
-
-
-def _neighbours(blocks: Array, shifts: list[int]) -> Array:
-    """Each block [B, block, ...] with those `shifts` places before it, side by side; ends are 0."""
-
-    def shifted(by: int) -> Array:
-        if by == 0:
-            return blocks
-        empty = jnp.zeros_like(blocks[:1])
-        parts = (empty, blocks[:-1]) if by == 1 else (blocks[1:], empty)
-        return jnp.concatenate(parts)
-
-    return jnp.concatenate([shifted(by) for by in shifts], axis=2)
 
 
 def reference_attention(

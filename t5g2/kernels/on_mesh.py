@@ -48,33 +48,3 @@ def on_each_device(function: Callable[..., Any], mesh: AbstractMesh | None) -> C
         return mapped(*arrays)
 
     return call
-
-
-def on_own_rows(function: Callable[..., Any], mesh: AbstractMesh | None) -> Callable[..., Any]:
-    """A function of something shared and of arrays [B, ...], as every device runs it on its rows.
-
-    The shared arrays, weights, come to every device once, and their gradients are summed over the
-    devices once, however often the function uses them in a loop. Along the other axes of the mesh
-    XLA splits as it likes.
-
-    Args:
-        function: of a tree of arrays that all rows share, and arrays [B, ...]; gives a tree of
-            arrays [B, ...].
-        mesh: the devices; None: there is one alone.
-    """
-    if mesh is None:
-        return function
-
-    def call(shared: Any, *arrays: jax.Array) -> Any:
-        rows = PartitionSpec(ROW_AXES)
-        mapped = jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), *[rows] * len(arrays)),
-            out_specs=rows,
-            axis_names=set(ROW_AXES),
-            check_vma=False,
-        )
-        return mapped(shared, *arrays)
-
-    return call

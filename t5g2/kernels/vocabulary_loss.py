@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from t5g2.kernels.on_mesh import current_mesh, on_own_rows
+from t5g2.kernels import layout as layouts
+from t5g2.kernels.layout import LENGTH, ROWS, TABLE_AXES, on_shards
 
 # Rows of logits that exist at one time: 512 x 262,144 x 4 bytes = 512 MiB.
-ROWS = 512
+TILE = 512
 
 
 def logits(
@@ -29,7 +30,7 @@ def token_losses(
     *,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    rows: int = ROWS,
+    rows: int = TILE,
 ) -> Float[Array, "B T"]:
     """Negative log-likelihood of each target, in nats, float32.
 
@@ -46,10 +47,10 @@ def token_losses(
         rows: tokens per tile.
     """
 
-    def losses(table: Array, hidden: Array, targets: Array) -> Array:
-        return _negative_log_likelihood(logits(hidden, table, softcap), targets, z_loss)
+    def losses(table: _Table, hidden: Array, targets: Array) -> Array:
+        return table.negative_log_likelihood(logits(hidden, table.rows, softcap), targets, z_loss)
 
-    return _in_tiles(losses, rows, table, hidden, targets)
+    return _of_tokens(losses, rows, (table,), hidden, targets)
 
 
 def distilled_losses(
@@ -62,7 +63,7 @@ def distilled_losses(
     softcap: float | None = None,
     teacher_softcap: float | None = None,
     z_loss: float = 0.0,
-    rows: int = ROWS,
+    rows: int = TILE,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Losses against the targets and against a teacher's distribution over the vocabulary.
 
@@ -83,57 +84,116 @@ def distilled_losses(
     """
 
     def losses(
-        tables: tuple[Array, Array], hidden: Array, targets: Array, teacher_hidden: Array
+        table: _Table, teacher_table: _Table, hidden: Array, targets: Array, teacher_hidden: Array
     ) -> tuple[Array, Array]:
-        table, teacher_table = tables
-        own = logits(hidden, table, softcap)
-        teacher = jax.nn.softmax(logits(teacher_hidden, teacher_table, teacher_softcap), axis=-1)
-        expected = jnp.sum(jax.lax.stop_gradient(teacher) * own, axis=-1)
-        losses = _negative_log_likelihood(own, targets, z_loss)
-        return losses, _log_normaliser(own, z_loss) - expected
+        own = logits(hidden, table.rows, softcap)
+        taught = logits(teacher_hidden, teacher_table.rows, teacher_softcap)
+        teacher = jnp.exp(taught - table.logsumexp(taught)[:, None])
+        expected = table.sum(jnp.sum(jax.lax.stop_gradient(teacher) * own, axis=-1))
+        losses = table.negative_log_likelihood(own, targets, z_loss)
+        return losses, table.log_normaliser(own, z_loss) - expected
 
-    return _in_tiles(losses, rows, (table, teacher_table), hidden, targets, teacher_hidden)
-
-
-def _negative_log_likelihood(
-    logits: Float[Array, "N V"], targets: Int[Array, " N"], z_loss: float
-) -> Float[Array, " N"]:
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return _log_normaliser(logits, z_loss) - picked
+    tables = (table, teacher_table)
+    return _of_tokens(losses, rows, tables, hidden, targets, teacher_hidden)
 
 
-def _log_normaliser(logits: Float[Array, "N V"], z_loss: float) -> Float[Array, " N"]:
-    """log(Z) of the softmax, with the gradient of log(Z) + z_loss * log(Z)**2."""
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    if not z_loss:
-        return log_z
-    besides = z_loss * log_z**2
-    return log_z + besides - jax.lax.stop_gradient(besides)
+class _Table(NamedTuple):
+    """A device's part of an output embedding, or all of it.
+
+    Attributes:
+        rows: [v, D].
+        axes: mesh axes whose devices have the other rows.
+    """
+
+    rows: Float[Array, "v D"]
+    axes: tuple[str, ...] = ()
+
+    def sum(self, x: Array) -> Array:
+        """The sum of what the devices have found."""
+        return jax.lax.psum(x, self.axes) if self.axes else x
+
+    def logsumexp(self, logits: Float[Array, "N v"]) -> Float[Array, " N"]:
+        """Of the logits of the whole vocabulary."""
+        if not self.axes:
+            return jax.nn.logsumexp(logits, axis=-1)
+        top = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits, axis=-1)), self.axes)
+        return top + jnp.log(self.sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
+
+    def log_normaliser(self, logits: Float[Array, "N v"], z_loss: float) -> Float[Array, " N"]:
+        """log(Z) of the softmax, with the gradient of log(Z) + z_loss * log(Z)**2."""
+        log_z = self.logsumexp(logits)
+        if not z_loss:
+            return log_z
+        besides = z_loss * log_z**2
+        return log_z + besides - jax.lax.stop_gradient(besides)
+
+    def negative_log_likelihood(
+        self, logits: Float[Array, "N v"], targets: Int[Array, " N"], z_loss: float
+    ) -> Float[Array, " N"]:
+        count = self.rows.shape[0]
+        here = targets - (jax.lax.axis_index(self.axes) * count if self.axes else 0)
+        mine = (here >= 0) & (here < count)
+        places = jnp.where(mine, here, 0)[:, None]
+        picked = jnp.take_along_axis(logits, places, axis=-1)[:, 0]
+        return self.log_normaliser(logits, z_loss) - self.sum(jnp.where(mine, picked, 0.0))
 
 
-def _in_tiles(
-    function: Callable[..., Any], rows: int, tables: Any, *arrays: Shaped[Array, "B T ..."]
+def _of_tokens(
+    function: Callable[..., Any],
+    rows: int,
+    tables: tuple[Float[Array, "V ?D"], ...],
+    *arrays: Shaped[Array, "B T ..."],
 ) -> Any:
-    """Applies a function of flat tokens to `rows` of them at a time, again in the backward pass.
+    """A function of tables and flat tokens, by each device of its own tokens.
 
-    On a mesh each device makes tiles of its own tokens: XLA would split a tile of all tokens, which
-    are one device's, by the width, and add up logits between the devices.
+    The vocabulary stays split over devices that have the same tokens. Over the others, which have
+    tokens of their own, a table is gathered, once. Each device makes tiles of its own tokens: XLA
+    would split a tile of all tokens by the width, and add up logits between the devices.
 
     Args:
-        function: of the tables and [N, ...] arrays; gives a tree of [N] arrays.
+        function: `_Table`s and [N, ...] arrays to a tree of [N] arrays.
         rows: tokens per tile, at most.
-        tables: what all tiles share.
-        *arrays: of all tokens.
+        tables: output embeddings.
+        *arrays: what is known of the tokens.
 
     Returns:
         The function's tree, of [B, T] arrays.
     """
-    tiled = functools.partial(_own_tiles, function, rows)
-    return on_own_rows(tiled, current_mesh())(tables, *arrays)
+    layout = layouts.current()
+    if layout is None:
+        whole = map(_Table, tables)
+        return _in_tiles(functools.partial(function, *whole), rows, *arrays)
+    vocab_axes, width_axes = map(layout.axes, TABLE_AXES)
+    apart = tuple(axis for axis in vocab_axes if axis in layout.tokens())
+    alike = tuple(axis for axis in layout.tokens() if axis not in apart + width_axes)
+    kept = vocab_axes[: len(vocab_axes) - len(apart)]
+
+    def gathered(table: Array) -> _Table:
+        for dim, axes in ((1, width_axes), (0, apart)):
+            if axes:
+                table = jax.lax.all_gather(table, axes, axis=dim, tiled=True)
+        # The gradient is to be summed over the others once, not tile by tile.
+        return _Table(jax.lax.pcast(table, alike, to="varying"), kept)
+
+    def local(tables: tuple[Array, ...], arrays: tuple[Array, ...]) -> Any:
+        return _in_tiles(functools.partial(function, *map(gathered, tables)), rows, *arrays)
+
+    tokens = layout.spec(ROWS, LENGTH)
+    inputs = (layout.parameter_spec(TABLE_AXES), tokens)
+    return on_shards(local, layout, inputs, tokens)(tables, arrays)
 
 
-def _own_tiles(function: Callable[..., Any], rows: int, tables: Any, *arrays: Array) -> Any:
-    """`_in_tiles` on one device."""
+def _in_tiles(function: Callable[..., Any], rows: int, *arrays: Shaped[Array, "B T ..."]) -> Any:
+    """Applies a function of flat tokens to `rows` of them at a time, again in the backward pass.
+
+    Args:
+        function: [N, ...] arrays to a tree of [N] arrays.
+        rows: tokens per tile, at most.
+        *arrays: its arguments, of all tokens of a device.
+
+    Returns:
+        The function's tree, of [B, T] arrays.
+    """
     batch, length = arrays[0].shape[:2]
     count = batch * length
     tiles = -(-count // rows)
@@ -146,7 +206,7 @@ def _own_tiles(function: Callable[..., Any], rows: int, tables: Any, *arrays: Ar
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tile(_: None, x: tuple[Array, ...]) -> tuple[None, Any]:
-        return None, function(tables, *x)
+        return None, function(*x)
 
     _, out = jax.lax.scan(tile, None, tuple(map(tiled, arrays)))
     return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(batch, length), out)

@@ -5,8 +5,10 @@ from typing import Protocol
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5g2.kernels.attention import KeyValues, Window, attention
+from t5g2.kernels.attention import KeyValues, Window
+from t5g2.kernels.layout import LENGTH, ROWS, place
 from t5g2.kernels.projection import project
+from t5g2.kernels.split_attention import placed_attention
 from t5g2.models.config import ModelConfig
 from t5g2.models.layers import RMSNorm, parameter
 
@@ -59,7 +61,11 @@ class Attention(nnx.Module):
         """Keys and values of states `x`; without `rotate` they are the encoder's, for merging."""
         key = self.k_norm(project(x, self.k[...].astype(x.dtype)))
         value = project(x, self.v[...].astype(x.dtype))
-        return KeyValues(rotate(key) if rotate else key, value, segment_ids, positions)
+        key, value = (
+            place(what, states, ROWS, LENGTH, "kv_heads", None)
+            for what, states in (("keys", rotate(key) if rotate else key), ("values", value))
+        )
+        return KeyValues(key, value, segment_ids, positions)
 
     def __call__(
         self,
@@ -73,7 +79,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Attends from `x` to `keys` (within `window`) and to `memory` (all of it)."""
         query = rotate(self.q_norm(project(x, self.q[...].astype(x.dtype))))
-        mixed = attention(
+        query = place("queries", query, ROWS, LENGTH, "heads", None)
+        mixed = placed_attention(
             query,
             segment_ids,
             positions,

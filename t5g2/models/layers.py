@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from t5g2.kernels.embedding import lookup
+from t5g2.kernels.layout import LENGTH, ROWS, place
 from t5g2.kernels.projection import project
 from t5g2.models.config import ModelConfig
 
@@ -60,7 +62,7 @@ class Embedder(nnx.Module):
         dtype = self.config.dtype
         # sqrt(D) is rounded to the activations' dtype, as the released models were trained.
         scale = jnp.asarray(self.config.hidden_size**0.5, dtype)
-        embedded = jnp.take(self.table[...], tokens, axis=0).astype(dtype) * scale
+        embedded = lookup(self.table[...], tokens, dtype) * scale
         is_eoi = (tokens == self.config.eoi_id)[..., None]
         return jnp.where(is_eoi, self.eoi_embedding[...].astype(dtype), embedded)
 
@@ -78,7 +80,7 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up, down = (p[...].astype(x.dtype) for p in (self.gate, self.up, self.down))
         gated = jax.nn.gelu(project(x, gate), approximate=True) * project(x, up)
-        return project(gated, down)
+        return project(place("feed-forward", gated, ROWS, LENGTH, "mlp"), down)
 
 
 class Rotation(nnx.Pytree):

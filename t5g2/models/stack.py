@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.kernels.attention import KeyValues, Window
+from t5g2.kernels.layout import LENGTH, ROWS, place
 from t5g2.models.attention import Attention, Rotate
 from t5g2.models.config import ModelConfig
 from t5g2.models.layers import FeedForward, RMSNorm, Rotation
@@ -79,7 +80,8 @@ class Layer(nnx.Module):
         keys = extend(self.attention.key_values(normed, *tokens, rotate))
         mixed = self.attention(normed, *tokens, rotate, keys, memory, window)
         x = x + self.post_attention_norm(mixed)
-        return x + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x)))
+        x = x + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x)))
+        return place("residual stream", x, ROWS, LENGTH, None)
 
 
 class Stack(nnx.Module):

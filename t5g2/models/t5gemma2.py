@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from t5g2.kernels import vocabulary_loss
+from t5g2.kernels.layout import LENGTH, ROWS, place
 from t5g2.models.attention import decoder_window, encoder_window
 from t5g2.models.config import ModelConfig
 from t5g2.models.layers import Embedder
@@ -48,13 +49,14 @@ class T5Gemma2(nnx.Module):
     ) -> Float[Array, "B S D"]:
         embedded = self.embedder(ids)
         if visual is None:
-            return embedded
+            return place("embeddings", embedded, ROWS, LENGTH, None)
         assert self.config.vision is not None
         is_visual = ids == self.config.vision.image_id
         # The n-th place for a visual token in a row takes the row's n-th, unscaled.
         nth = jnp.clip(jnp.cumsum(is_visual, axis=1) - 1, 0, visual.shape[1] - 1)
         placed = jnp.take_along_axis(self.projector(visual), nth[..., None], axis=1)
-        return jnp.where(is_visual[..., None], placed.astype(embedded.dtype), embedded)
+        merged = jnp.where(is_visual[..., None], placed.astype(embedded.dtype), embedded)
+        return place("embeddings", merged, ROWS, LENGTH, None)
 
     def encode(
         self,
@@ -91,7 +93,7 @@ class T5Gemma2(nnx.Module):
             window = decoder_window(self.config, is_global)
             return layer(x, tokens, rotate[is_global], window, layer.memory(memory))
 
-        return self.decoder(self.embedder(ids), apply)
+        return self.decoder(self.embed(ids, None), apply)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Output logits, float32, of final hidden states."""

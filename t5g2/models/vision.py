@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from t5g2.errors import UserError
-from t5g2.kernels.attention import bidirectional_attention
+from t5g2.kernels.layout import ROWS, place
 from t5g2.kernels.projection import project
+from t5g2.kernels.split_attention import placed_bidirectional_attention
 from t5g2.models.config import ModelConfig, VisionConfig
 from t5g2.models.layers import RMSNorm, parameter
 
@@ -116,7 +117,7 @@ class VisionLayer(nnx.Module):
             return linear(normed).reshape(*x.shape[:2], self.heads, -1)
 
         normed = self.norm1(x)
-        mixed = bidirectional_attention(heads(self.q), heads(self.k), heads(self.v))
+        mixed = placed_bidirectional_attention(heads(self.q), heads(self.k), heads(self.v))
         x = x + self.o(mixed.reshape(x.shape))
         return x + self.down(jax.nn.gelu(self.up(self.norm2(x)), approximate=True))
 
@@ -161,6 +162,7 @@ class VisionTower(nnx.Module):
         kernel = self.patch[...].astype(self.dtype).reshape(patches.shape[-1], -1)
         embedded = project(patches, kernel) + self.patch_bias[...].astype(self.dtype)
         x = embedded + self.positions[...].astype(self.dtype)
+        x = place("patches", x, ROWS, "patches", None)
 
         graph, state = nnx.split(self.layers)
         x, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x), None), x, state)

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from t5g2.parallel.mesh import check_rows, row_parts
 
@@ -84,7 +84,7 @@ class BatchParts(NamedTuple):
 
 
 def split_batch(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     rows: int,
     room: tuple[int, int],
     *,
@@ -111,9 +111,11 @@ def split_batch(
     if rows_per_device is not None:
         enough = (n for n in range(accumulation, here + 1) if here % n == 0)
         accumulation = next(n for n in enough if here // n <= rows_per_device)
-    processes = {device.process_index for device in mesh.devices.flat}
+    # A mesh without devices does not tell who has them.
+    devices = mesh.devices.flat if isinstance(mesh, Mesh) else ()
+    processes = {device.process_index for device in devices}
     return BatchParts(
-        rows, room, accumulation, here // accumulation, mesh.devices.size, len(processes)
+        rows, room, accumulation, here // accumulation, mesh.size, max(len(processes), 1)
     )
 
 

@@ -207,7 +207,8 @@ def own_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
     Raises:
         UserError: the rows of this process's devices do not follow one another.
     """
-    spans = sharding.addressable_devices_indices_map((rows,)).values()
+    by_row = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    spans = by_row.addressable_devices_indices_map((rows,)).values()
     bounds = {span[0].indices(rows)[:2] for span in spans if span is not None}
     first, last = min(bounds)[0], max(end for _, end in bounds)
     if sum(end - begin for begin, end in bounds) != last - first:
@@ -218,10 +219,27 @@ def own_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
     return first, last - first
 
 
-def to_devices(sharding: NamedSharding, tree: Any, rows: int) -> Any:
-    """Global arrays of `rows` rows, of which every process gives its own (see `own_rows`)."""
+def to_devices(shardings: Any, tree: Any, rows: int) -> Any:
+    """Global arrays of `rows` rows, of which every process gives its own (see `own_rows`).
 
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+    Args:
+        shardings: of each array of `tree`, or one of them all. They split rows alike; a process
+            has whole rows, and its devices take from them what is theirs.
+        tree: this process's rows of each array.
+        rows: of the global arrays.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
 
-    return jax.tree.map(place, tree)
+    def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+        shape = (rows, *array.shape[1:])
+        first, _ = own_rows(sharding, rows)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            begin, end, _ = index[0].indices(rows)
+            return array[(slice(begin - first, end - first), *index[1:])]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, shardings, tree)

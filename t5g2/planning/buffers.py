@@ -3,7 +3,7 @@
 import math
 import re
 
-from t5g2.kernels.vocabulary_loss import ROWS
+from t5g2.kernels.vocabulary_loss import TILE
 from t5g2.models.config import ModelConfig
 from t5g2.planning.hlo import computations
 
@@ -49,7 +49,7 @@ def whole_logits(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[s
     for shape, sizes in _held(text).items():
         others = [size for size in sizes if size not in vocabulary]
         rows = math.prod(others)
-        if len(others) == len(sizes) - 1 and rows > ROWS and rows not in table:
+        if len(others) == len(sizes) - 1 and rows > TILE and rows not in table:
             found.append(shape)
     return found
 

@@ -52,13 +52,19 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
         text: of the module after partitioning, as XLA prints it.
         mesh: sizes of the mesh axes, by name, in order.
     """
-    # A collective that overlaps with others stands in several computations, under one channel.
-    found: dict[str, _Exchange] = {}
+    # A collective that overlaps with others stands in several computations, under one channel. All
+    # those written with shard_map share a channel too: what they are of tells them apart.
+    found: dict[tuple[str, int], _Exchange] = {}
     for name, lines, times in computations(text):
+        alike: collections.Counter[str] = collections.Counter()
         for number, line in enumerate(lines):
             if match := _COLLECTIVE.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
-                key = channel[1] if channel else f"{name} {number}"
+                source = re.search(r'op_name="[^"]*"', line)
+                of = f"{match['kind']} {match['shape']} {source and source[0]}"
+                what = f"{channel[1]} {of}" if channel else f"{name} {number}"
+                key = what, alike[what]
+                alike[what] += 1
                 exchange = _exchange(match, line, name, times, mesh)
                 if key not in found or exchange.times > found[key].times:
                     found[key] = exchange

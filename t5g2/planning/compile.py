@@ -20,12 +20,14 @@ from t5g2.data.packing import ImageSlots
 from t5g2.data.sources.mixture_file import ONE_TASK, read_mixture
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
+from t5g2.kernels.layout import Layout
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
 from t5g2.parallel.batch import BatchParts
 from t5g2.parallel.mesh import configure_devices, make_mesh
-from t5g2.parallel.rules import batch_sharding, parameter_shardings
+from t5g2.parallel.rules import batch_shardings, check_room, make_layout, parameter_shardings
 from t5g2.planning.collectives import Collective, collectives
 from t5g2.planning.flops import Load
+from t5g2.planning.placement import shard_bytes
 from t5g2.planning.products import device_flops
 from t5g2.planning.topologies import Topology
 from t5g2.pretrained import describe
@@ -183,15 +185,17 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
     mesh = make_mesh(settings.mesh, devices)
     train, data = settings.train, settings.data
     parts = settings.batch_parts(mesh)
+    layout = make_layout(mesh, settings.mesh.rules)
+    room = (data.inputs_length, data.targets_length)
+    check_room(layout, settings.model, room)
     num_tasks, images = _tasks(settings)
     optimizer = make_optimizer(
         settings.optimizer, make_schedule(settings.schedule, train.total_steps)
     )
-    shapes, shardings = state_shardings(settings.model, optimizer, mesh)
-    teacher = None if train.teacher is None else _teacher(Path(train.teacher), mesh)
-    room = (data.inputs_length, data.targets_length)
+    shapes, shardings = state_shardings(settings.model, optimizer, layout)
+    teacher = None if train.teacher is None else _teacher(Path(train.teacher), layout)
     traced = trace_train_step(
-        mesh,
+        layout,
         shapes,
         shardings,
         rows=parts.rows,
@@ -208,7 +212,7 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
     return Step(
         mesh=mesh,
         traced=traced,
-        state=_state_bytes(shapes, shardings, batch, teacher, mesh),
+        state=_state_bytes(shapes, shardings, batch, teacher, layout),
         load=Load(
             rows=parts.rows,
             inputs=data.inputs_length,
@@ -285,11 +289,11 @@ def _tasks(settings: Settings) -> tuple[int, ImageSlots | None]:
     return count, ImageSlots(settings.data.images_per_row, slots.pop())
 
 
-def _teacher(path: Path, mesh: Mesh) -> Teacher:
+def _teacher(path: Path, layout: Layout) -> Teacher:
     """A teacher with shapes in place of its parameters."""
     config, tokenizer, _ = describe(path)
     shapes = parameter_tree(abstract_model(config))
-    shardings = parameter_shardings(mesh, logical_axes(config), shapes)
+    shardings = parameter_shardings(layout, logical_axes(config), shapes)
 
     def placed(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, jnp.dtype(config.dtype), sharding=sharding)
@@ -299,25 +303,18 @@ def _teacher(path: Path, mesh: Mesh) -> Teacher:
 
 
 def _state_bytes(
-    shapes: TrainState, shardings: TrainState, batch: Any, teacher: Teacher | None, mesh: Mesh
+    shapes: TrainState, shardings: TrainState, batch: Any, teacher: Teacher | None, layout: Layout
 ) -> StateBytes:
-    rows = batch_sharding(mesh)
+    lies = batch_shardings(layout, batch)
     taught = [] if teacher is None else jax.tree.leaves(teacher.params)
     return StateBytes(
         parameters=_bytes(shapes.params, shardings.params),
         optimizer=_bytes(shapes.opt_state, shardings.opt_state),
-        batch=sum(_shard_bytes(array, rows) for array in jax.tree.leaves(batch)),
-        teacher=sum(_shard_bytes(array, array.sharding) for array in taught),
+        batch=sum(shard_bytes(array, lies[name]) for name, array in batch.items()),
+        teacher=sum(shard_bytes(array, array.sharding) for array in taught),
     )
 
 
 def _bytes(shapes: Any, shardings: Any) -> int:
     pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
-    return sum(_shard_bytes(array, sharding) for array, sharding in pairs)
-
-
-def _shard_bytes(array: Any, sharding: Any) -> int:
-    size = 1
-    for length in sharding.shard_shape(array.shape):
-        size *= length
-    return size * array.dtype.itemsize
+    return sum(shard_bytes(array, sharding) for array, sharding in pairs)

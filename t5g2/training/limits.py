@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float
 
 from t5g2.parallel.rules import replicated
@@ -33,7 +33,7 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits(np.bool_(False), np.float32(np.inf), np.float32(np.inf))
 
 
-def place(limits: Limits, mesh: Mesh) -> Limits:
+def place(limits: Limits, mesh: Mesh | AbstractMesh) -> Limits:
     """Limits, the same in every process, on all devices."""
 
     def placed(value: Any) -> jax.Array:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from t5g2.kernels.layout import Layout
 from t5g2.models.config import ModelConfig
 from t5g2.models.t5gemma2 import T5Gemma2, logical_axes, parameter_tree, split_frozen
 from t5g2.parallel.rules import parameter_shardings, replicated
@@ -35,7 +36,7 @@ def initial_state(
 
 
 def state_shardings(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ModelConfig, optimizer: optax.GradientTransformation, layout: Layout
 ) -> tuple[TrainState, Any]:
     """Shapes and shardings of the train state; moments lie where their parameters lie.
 
@@ -45,22 +46,22 @@ def state_shardings(
         Two `TrainState`s: of shape structs, and of NamedShardings.
     """
     shapes = jax.eval_shape(lambda: initial_state(config, optimizer, 0))
-    params = parameter_shardings(mesh, logical_axes(config), shapes.params)
+    params = parameter_shardings(layout, logical_axes(config), shapes.params)
     opt_state = _beside_parameters(
-        shapes.opt_state, split_frozen(shapes.params)[0], split_frozen(params)[0], mesh
+        shapes.opt_state, split_frozen(shapes.params)[0], split_frozen(params)[0], layout
     )
-    step: Any = replicated(mesh)
+    step: Any = replicated(layout.mesh)
     return shapes, TrainState(step, params, opt_state)
 
 
-def _beside_parameters(opt_state: Any, shapes: Any, shardings: Any, mesh: Mesh) -> Any:
+def _beside_parameters(opt_state: Any, shapes: Any, shardings: Any, layout: Layout) -> Any:
     """Shardings of an optimizer's arrays, which are those of the parameters they are named after.
 
     Args:
         opt_state: shape structs; what belongs to a parameter stands under its path.
         shapes: of the parameters.
         shardings: of the parameters.
-        mesh: the devices.
+        layout: the mesh and its rules.
     """
     parameters = {
         _names(path): (shape.shape, sharding.spec)
@@ -76,8 +77,8 @@ def _beside_parameters(opt_state: Any, shapes: Any, shardings: Any, mesh: Mesh) 
         for gone in (None, *range(len(shape))):
             left = [i for i in range(len(shape)) if i != gone]
             if array.shape and array.shape == tuple(shape[i] for i in left):
-                return NamedSharding(mesh, PartitionSpec(*(axes[i] for i in left)))
-        return replicated(mesh)  # counters, and moments that are not kept
+                return NamedSharding(layout.mesh, PartitionSpec(*(axes[i] for i in left)))
+        return replicated(layout.mesh)  # counters, and moments that are not kept
 
     return jax.tree_util.tree_map_with_path(place, opt_state)
 

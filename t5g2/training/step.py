@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from t5g2.data.batch import empty_batch
 from t5g2.data.packing import ImageSlots
+from t5g2.kernels.layout import Layout, installed
 from t5g2.models.config import ModelConfig
 from t5g2.models.stack import Tokens
 from t5g2.models.t5gemma2 import T5Gemma2, from_parameters, split_frozen
-from t5g2.parallel.rules import batch_sharding, replicated
+from t5g2.parallel.rules import batch_shardings, replicated
 from t5g2.training.limits import NO_LIMITS, Limits, place
 from t5g2.training.state import TrainState
 from t5g2.training.teacher import Teacher
@@ -221,7 +221,7 @@ def _summed(function: Callable[[DeviceBatch], Any], batch: DeviceBatch, accumula
 
 
 def trace_train_step(
-    mesh: Mesh,
+    layout: Layout,
     shapes: TrainState,
     shardings: TrainState,
     *,
@@ -235,10 +235,10 @@ def trace_train_step(
     teacher: Teacher | None = None,
     z_loss: float = 0.0,
 ) -> jax.stages.Traced:
-    """`train_step` for a mesh, traced; its arguments are state, batch, limits and teacher.
+    """`train_step` for a layout, traced; its arguments are state, batch, limits and teacher.
 
     Args:
-        mesh: the devices.
+        layout: the mesh and its rules.
         shapes: of the train state.
         shardings: of the train state.
         rows: rows of the global batch (B).
@@ -255,7 +255,7 @@ def trace_train_step(
     def step(
         state: TrainState, batch: DeviceBatch, limits: Limits, teacher: Teacher | None
     ) -> tuple[TrainState, StepMetrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Kernels ask for it.
+        with installed(layout):
             return train_step(
                 state,
                 batch,
@@ -272,37 +272,48 @@ def trace_train_step(
     jitted = jax.jit(
         step,
         # A teacher lies where it lies.
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), None),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(
+            shardings,
+            batch_shardings(layout, batch_shapes),
+            replicated(layout.mesh),
+            None,
+        ),
+        out_shardings=(shardings, replicated(layout.mesh)),
         donate_argnums=0,
     )
     return jitted.trace(shapes, batch_shapes, NO_LIMITS, teacher)
 
 
 def compile_train_step(
-    mesh: Mesh, *args: Any, teacher: Teacher | None = None, **kwargs: Any
+    layout: Layout, *args: Any, teacher: Teacher | None = None, **kwargs: Any
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """What `trace_train_step` gives, compiled: of state, which is consumed, batch and limits.
 
     Without limits (see `t5g2.training.limits.place`) every update is made.
     """
-    compiled = trace_train_step(mesh, *args, teacher=teacher, **kwargs).lower().compile()
-    without = place(NO_LIMITS, mesh)
+    compiled = trace_train_step(layout, *args, teacher=teacher, **kwargs).lower().compile()
+    without = place(NO_LIMITS, layout.mesh)
     return lambda state, batch, limits=without: compiled(state, batch, limits, teacher)
 
 
 def jit_eval_step(
-    mesh: Mesh, params_shardings: Any, *, config: ModelConfig, num_tasks: int, accumulation: int
+    layout: Layout,
+    params_shardings: Any,
+    *,
+    config: ModelConfig,
+    num_tasks: int,
+    accumulation: int,
 ) -> Callable[[Any, DeviceBatch], EvalSums]:
-    """`eval_sums` of one batch, in `accumulation` microbatches, compiled for a mesh."""
+    """`eval_sums` of one batch, in `accumulation` microbatches, compiled for a layout.
+
+    The batch lies as by `batch_shardings`.
+    """
 
     def step(params: Any, batch: DeviceBatch) -> EvalSums:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with installed(layout):
             sums = functools.partial(eval_sums, config, params, num_tasks=num_tasks)
             return _summed(sums, batch, accumulation)
 
     return jax.jit(
-        step,
-        in_shardings=(params_shardings, batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
+        step, in_shardings=(params_shardings, None), out_shardings=replicated(layout.mesh)
     )

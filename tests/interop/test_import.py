@@ -24,7 +24,7 @@ from t5g2.interop.names import canonical
 from t5g2.interop.tokenizer import export_tokenizer
 from t5g2.models.t5gemma2 import logical_axes
 from t5g2.parallel.mesh import make_mesh
-from t5g2.parallel.rules import parameter_shardings
+from t5g2.parallel.rules import make_layout, parameter_shardings
 from t5g2.reporting.metrics_log import read_metrics
 from t5g2.training.optimizer import make_optimizer
 from t5g2.training.schedule import make_schedule
@@ -202,14 +202,14 @@ def test_a_run_starts_with_the_loss_of_the_import_and_its_tokenizer(
     shutil.rmtree(start)  # from here on the run has all it needs
     assert train(run_dir, start=start) == 0
 
-    chosen, mesh = settings.run_settings(run_dir), make_mesh(settings.MeshConfig())
+    chosen, layout = settings.run_settings(run_dir), make_layout(make_mesh(settings.MeshConfig()))
     corpus = reopen_corpus(chosen.corpus, run_dir)
     assert corpus.tokenizer.fingerprint == t5g2.load(imported).tokenizer.fingerprint
     rows = row_stream(corpus, "train", chosen.data, chosen.train.rows)
     params = read_arrays(imported / "params")
     step = jit_eval_step(
-        mesh,
-        parameter_shardings(mesh, logical_axes(chosen.model), params),
+        layout,
+        parameter_shardings(layout, logical_axes(chosen.model), params),
         config=chosen.model,
         num_tasks=len(rows.tasks),
         accumulation=1,
@@ -217,7 +217,7 @@ def test_a_run_starts_with_the_loss_of_the_import_and_its_tokenizer(
     steps = read_metrics(run_dir / "metrics.jsonl").train
     assert [row["step"] for row in steps] == [1, 2]
     # The first training batch, evaluated.
-    expected = HeldOut(rows, step, mesh, batches=1).loss(params).loss
+    expected = HeldOut(rows, step, layout, batches=1).loss(params).loss
     assert steps[0]["loss"] == pytest.approx(expected, rel=1e-5)
     assert not np.array_equal(
         t5g2.load(run_dir / "averaged").params["embedder"]["table"], params["embedder"]["table"]
@@ -235,7 +235,9 @@ def test_a_hugging_face_directory_of_t5gemma_2_is_a_start_too(
     given = dataclasses.replace(chosen.tokenizer, path="another.model")
     assert starting_tokenizer(dataclasses.replace(chosen, tokenizer=given)) == given
     optimizer = make_optimizer(chosen.optimizer, make_schedule(chosen.schedule, 2))
-    shapes, shardings = state_shardings(chosen.model, optimizer, make_mesh(chosen.mesh))
+    shapes, shardings = state_shardings(
+        chosen.model, optimizer, make_layout(make_mesh(chosen.mesh))
+    )
     state = make_first_state(chosen, optimizer, shardings)
     given = jax.tree.map(
         lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), read_arrays(imported / "params")

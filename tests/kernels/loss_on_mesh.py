@@ -4,9 +4,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5g2.kernels.layout import installed
 from t5g2.kernels.vocabulary_loss import token_losses
 from t5g2.parallel.mesh import MeshConfig, make_mesh
-from t5g2.parallel.rules import BATCH
+from t5g2.parallel.rules import make_layout
 from t5g2.planning.collectives import collectives
 
 VOCABULARY, WIDTH, ROWS, LENGTH, TILE = 512, 16, 8, 40, 20
@@ -23,12 +24,19 @@ def total(table, hidden, targets):
 
 loss = jax.value_and_grad(total, argnums=(0, 1))
 expected, gradients = jax.jit(loss)(table, hidden, targets)
-for sizes in ({"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
+for sizes in (
+    {"data": 1, "fsdp": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"data": 1, "fsdp": 2, "tensor": 2, "context": 2},
+):
     mesh = make_mesh(MeshConfig(**sizes))
-    parts = [NamedSharding(mesh, spec) for spec in (PartitionSpec("tensor", "fsdp"), BATCH, BATCH)]
+    layout = make_layout(mesh)
+    tokens = layout.sharding("rows", "length")
+    split = NamedSharding(mesh, PartitionSpec("tensor", ("fsdp", "context")))
+    parts = [split, tokens, tokens]
 
-    def on_mesh(*arguments, mesh=mesh):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    def on_mesh(*arguments, layout=layout):
+        with installed(layout):
             return loss(*arguments)
 
     outs = (NamedSharding(mesh, PartitionSpec()), tuple(parts[:2]))

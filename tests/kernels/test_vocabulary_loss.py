@@ -167,4 +167,4 @@ def test_on_a_mesh_the_table_is_sent_once_and_its_gradient_once():
     assert run.returncode == 0, run.stderr
     # Gathering sends it once, adding up twice.
     assert all(float(tables) < 4 for tables in run.stdout.split())
-    assert len(run.stdout.split()) == 2
+    assert len(run.stdout.split()) == 3

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5g2.parallel.rules import make_layout
 from t5g2.planning.collectives import collectives
 from t5g2.planning.compile import planning_devices, trace_step
 from t5g2.planning.executed import executed
@@ -96,7 +97,7 @@ def main(recipe, run_dir):
     plan = make_plan(settings, topology, lambda _: contextlib.nullcontext())
     schedule = make_schedule(settings.schedule, settings.train.total_steps)
     optimizer = make_optimizer(settings.optimizer, schedule)
-    _, shardings = state_shardings(settings.model, optimizer, planned.mesh)
+    _, shardings = state_shardings(settings.model, optimizer, make_layout(planned.mesh))
     state = make_initial_state(settings.model, optimizer, shardings, 0)
     print(
         json.dumps(

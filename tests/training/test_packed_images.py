@@ -19,7 +19,7 @@ from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.models.config import ModelConfig, VisionConfig
 from t5g2.parallel.mesh import MeshConfig, make_mesh
-from t5g2.parallel.rules import batch_sharding
+from t5g2.parallel.rules import batch_shardings, make_layout
 from t5g2.settings import model_to_json
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer
 from t5g2.training.state import make_initial_state, state_shardings
@@ -56,15 +56,15 @@ def home(tmp_path_factory, standard_library):
 
 
 @pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(MeshConfig())
+def layout():
+    return make_layout(make_mesh(MeshConfig()))
 
 
 @pytest.fixture(scope="module")
-def first_state(mesh):
+def first_state(layout):
     """Makes the state, which a step consumes."""
     optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-2)
-    shapes, shardings = state_shardings(CONFIG, optimizer, mesh)
+    shapes, shardings = state_shardings(CONFIG, optimizer, layout)
     return optimizer, shapes, shardings, lambda: make_initial_state(CONFIG, optimizer, shardings, 0)
 
 
@@ -127,7 +127,7 @@ def test_an_example_has_the_loss_in_a_packed_row_that_it_has_alone(home, caches,
     assert np.abs(turned.nll - in_rows.nll).max() > 1e-2
 
 
-def test_both_forms_of_images_train_alike(home, caches, mesh, first_state):
+def test_both_forms_of_images_train_alike(home, caches, layout, first_state):
     optimizer, shapes, shardings, make = first_state
     metrics, params = {}, {}
     for form, config in caches.items():
@@ -135,7 +135,7 @@ def test_both_forms_of_images_train_alike(home, caches, mesh, first_state):
         state = make()
         check_tower(corpus, state.params)
         step = compile_train_step(
-            mesh,
+            layout,
             shapes,
             shardings,
             rows=ROWS,
@@ -149,7 +149,8 @@ def test_both_forms_of_images_train_alike(home, caches, mesh, first_state):
         rows = iter(RowBatches(stream, stream.start(), 0, ROWS))
         metrics[form] = []
         for _ in range(4):
-            batch = jax.device_put(next(rows).batch, batch_sharding(mesh))
+            batch = next(rows).batch
+            batch = jax.device_put(batch, batch_shardings(layout, batch))
             assert ("images" in batch) == (form == "images")
             state, found = step(state, batch)
             metrics[form].append(found)

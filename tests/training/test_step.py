@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5g2.data.batch import empty_batch
 from t5g2.models.config import ModelConfig
 from t5g2.parallel.mesh import MeshConfig, make_mesh
+from t5g2.parallel.rules import make_layout
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer
 from t5g2.training.state import initial_state
 from t5g2.training.step import jit_eval_step, loss_sums, train_step
@@ -78,9 +79,10 @@ def test_accumulation_changes_neither_loss_nor_update(results):
 def test_held_out_sums_do_not_depend_on_the_microbatches(results):
     state, batch, _ = results
     mesh = make_mesh(MeshConfig())
+    layout = make_layout(mesh)
     anywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state.params)
     sums = [
-        jit_eval_step(mesh, anywhere, config=CONFIG, num_tasks=3, accumulation=parts)(
+        jit_eval_step(layout, anywhere, config=CONFIG, num_tasks=3, accumulation=parts)(
             state.params, batch
         )
         for parts in (1, 2, 4)

@@ -14,6 +14,7 @@ from test_step import CONFIG, uneven_batch  # noqa: E402
 
 from t5g2.parallel.batch import split_batch  # noqa: E402
 from t5g2.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
+from t5g2.parallel.rules import make_layout  # noqa: E402
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from t5g2.training.schedule import ScheduleConfig, make_schedule  # noqa: E402
 from t5g2.training.state import make_initial_state, state_shardings  # noqa: E402
@@ -29,12 +30,13 @@ OPTIMIZER = OptimizerConfig(clip_norm=0.05)
 def trained(devices, rows_per_device, **axes):
     """Metrics of some steps, and the parameters after them."""
     mesh = make_mesh(MeshConfig(**axes), devices)
+    layout = make_layout(mesh)
     parts = split_batch(mesh, ROWS, (LENGTH, LENGTH), rows_per_device=rows_per_device)
     optimizer = make_optimizer(OPTIMIZER, make_schedule(ScheduleConfig(), STEPS))
-    shapes, shardings = state_shardings(CONFIG, optimizer, mesh)
+    shapes, shardings = state_shardings(CONFIG, optimizer, layout)
     state = make_initial_state(CONFIG, optimizer, shardings, 0)
     step = compile_train_step(
-        mesh,
+        layout,
         shapes,
         shardings,
         rows=ROWS,

@@ -24,7 +24,7 @@ def measure(gin_file: str, bindings: list[str], steps: int) -> float:
 
     from t5g2.data.batch import empty_batch
     from t5g2.parallel.mesh import configure_devices, make_mesh
-    from t5g2.parallel.rules import batch_sharding
+    from t5g2.parallel.rules import batch_shardings, make_layout
     from t5g2.settings import read_settings
     from t5g2.training.optimizer import make_optimizer
     from t5g2.training.schedule import make_schedule
@@ -33,14 +33,14 @@ def measure(gin_file: str, bindings: list[str], steps: int) -> float:
 
     settings = read_settings([gin_file], bindings)
     configure_devices(settings.mesh)
-    mesh = make_mesh(settings.mesh)
+    layout = make_layout(make_mesh(settings.mesh), settings.mesh.rules)
     schedule = make_schedule(settings.schedule, settings.train.total_steps)
     optimizer = make_optimizer(settings.optimizer, schedule)
-    shapes, shardings = state_shardings(settings.model, optimizer, mesh)
+    shapes, shardings = state_shardings(settings.model, optimizer, layout)
     state = make_initial_state(settings.model, optimizer, shardings, 0)
     rows, room = settings.rows, (settings.data.inputs_length, settings.data.targets_length)
     step = compile_train_step(
-        mesh,
+        layout,
         shapes,
         shardings,
         rows=rows,
@@ -48,7 +48,7 @@ def measure(gin_file: str, bindings: list[str], steps: int) -> float:
         config=settings.model,
         optimizer=optimizer,
         num_tasks=len(settings.data.made_denoisers()),
-        accumulation=settings.batch_parts(mesh).accumulation,
+        accumulation=settings.batch_parts(layout.mesh).accumulation,
     )
     rng = np.random.default_rng(0)
     arrays = empty_batch(rows, *room)
@@ -59,7 +59,7 @@ def measure(gin_file: str, bindings: list[str], steps: int) -> float:
             array[:] = 1
         elif name.endswith("positions"):
             array[:] = np.arange(array.shape[1])
-    batch = jax.device_put(arrays, batch_sharding(mesh))
+    batch = jax.device_put(arrays, batch_shardings(layout, arrays))
     best = float("inf")
     for _ in range(steps + 1):
         began = time.perf_counter()
