@@ -112,7 +112,7 @@ def split_batch(
         enough = (n for n in range(accumulation, here + 1) if here % n == 0)
         accumulation = next(n for n in enough if here // n <= rows_per_device)
     # A mesh without devices does not tell who has them.
-    devices = mesh.devices.flat if isinstance(mesh, Mesh) else ()
+    devices = () if isinstance(mesh, AbstractMesh) else mesh.devices.flat
     processes = {device.process_index for device in devices}
     return BatchParts(
         rows, room, accumulation, here // accumulation, mesh.size, max(len(processes), 1)

@@ -21,6 +21,7 @@ def mesh(data=1, fsdp=1, tensor=1, processes=1):
     devices = [SimpleNamespace(process_index=i * processes // count) for i in range(count)]
     return SimpleNamespace(
         shape={"data": data, "fsdp": fsdp, "tensor": tensor, "context": 1},
+        size=count,
         devices=np.array(devices).reshape(data, fsdp, tensor),
     )
 

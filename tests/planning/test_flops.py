@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from t5g2.data.batch import empty_batch
 from t5g2.data.image_examples import pixel_slot
 from t5g2.data.packing import ImageSlots
 from t5g2.kernels.attention import KeyValues, Window, _visible
-from t5g2.kernels.on_mesh import on_own_rows
+from t5g2.kernels.layout import Layout, on_shards
 from t5g2.models.config import (
     T5GEMMA2_1B,
     T5GEMMA2_4B,
@@ -185,10 +186,12 @@ def test_six_flops_a_parameter_and_token_where_attention_is_short(model):
 
 
 def test_what_each_device_multiplies_of_its_own_rows_counts_for_all_of_them():
-    device = AbstractDevice(device_kind="any", num_cores=None, platform="cpu")
-    mesh = AbstractMesh(
-        (2, 3, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, abstract_device=device
+    layout = Layout(AbstractMesh((2, 3, 2), ("data", "fsdp", "tensor")), {})
+    rows = ("data", "fsdp")
+    product = jax.jit(
+        lambda weight, x: on_shards(
+            lambda weight, x: x @ weight, layout, (P(None, "tensor"), P(rows)), P(rows, "tensor")
+        )(weight, x)
     )
-    product = on_own_rows(lambda weight, rows: rows @ weight, mesh)
     shapes = jax.ShapeDtypeStruct((8, 4), np.float32), jax.ShapeDtypeStruct((12, 8), np.float32)
-    assert executed(jax.jit(product).trace(*shapes).jaxpr).flops == 2 * 12 * 8 * 4
+    assert executed(product.trace(*shapes).jaxpr).flops == 2 * 12 * 8 * 4

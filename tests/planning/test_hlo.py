@@ -86,8 +86,17 @@ def test_arguments_of_an_asynchronous_gather_are_not_counted_as_sent():
 
 
 def test_the_parts_of_one_overlapped_collective_count_once():
-    line = "%g.{} = f32[8]{{0}} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8]"
-    assert read("\n  ".join(line.format(part) for part in range(3)))[0].number == 6
+    gather = "%g = f32[8]{0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8]"
+    calls = "%f = f32[8]{0} fusion(%x), kind=kCustom, calls=%overlapped"
+    module = MODULE.format(operation=f"{gather}\n  {calls}", known="")
+    part = f"%overlapped (x: f32[8]) -> f32[8] {{\n  {gather}\n}}\n\n%body ("
+    assert collectives(module.replace("%body (", part), MESH)[0].number == 6
+
+
+def test_collectives_that_share_a_channel_count_each():
+    gather = "%g = f32[8]{0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8]"
+    of = ', metadata={op_name="%s"}'
+    assert read(f"{gather}{of % 'first'}\n  {gather}{of % 'second'}")[0].number == 12
 
 
 def test_what_xla_knows_of_a_loop_is_taken_from_it():
