@@ -361,7 +361,9 @@ class CheckpointStore:
         for path in self.directory.glob(f".{step}.partial*"):
             _remove(path)
         stands = max((checkpoint.step for checkpoint in self.saved()), default=None)
-        told = f"step {step} could not be saved in {self.directory}: {cause.strerror}"
+        # Orbax's own errors, of time that ran out, bear no number.
+        why = cause.strerror or f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        told = f"step {step} could not be saved in {self.directory}: {why}"
         if stands is None:
             raise UserError(f"{told}: make room, or name another --run_dir") from error
         delay = min(_FIRST_DELAY * 2**self._failures, _LONGEST_DELAY)

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from t5g2.errors import UserError
+from t5g2.reporting.appending import AppendedFile
+from t5g2.reporting.tensorboard import ScalarsFile
 from t5g2.reporting.thinning import thinned
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
     from t5g2.reporting.wandb_log import WandbLog
 
 FILE_NAME = "metrics.jsonl"
@@ -45,7 +45,7 @@ class MetricsLog:
 
     A context manager; one process of a run holds one. Each record is on its way to the disk (one
     `os.write`) when the call returns, so a kill loses nothing and never leaves half a line in
-    front of a whole one.
+    front of a whole one. What finds no room on a full disk is written once there is some.
 
     A float that JSON cannot express is written as the string "NaN", "Infinity" or "-Infinity".
     """
@@ -60,13 +60,12 @@ class MetricsLog:
         self._run_dir = Path(run_dir)
         self._wandb = wandb
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        path = self._run_dir / FILE_NAME
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
+        self._file = AppendedFile(self._run_dir / FILE_NAME)
+        size = os.fstat(self._file.number).st_size
+        if size and os.pread(self._file.number, 1, size - 1) != b"\n":
             # A power cut tore the last line; its remains must not swallow the next record.
-            os.write(self._file, b"\n")
-        self._tensorboard: SummaryWriter | None = None
+            self._file.append(b"\n")
+        self._tensorboard: ScalarsFile | None = None
 
     def start(self, step: int, **facts: Value) -> None:
         """Records that a process begins (step 0) or resumes (step N, the last one it restored).
@@ -80,7 +79,7 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.start(step, facts)
         self._close_tensorboard()
-        self._open_tensorboard(purge_step=step + 1)
+        self._tensorboard = ScalarsFile(self._run_dir / TENSORBOARD_DIRECTORY, step + 1)
 
     def rewind(self, step: int, **facts: Value) -> None:
         """Records that the process goes back to a step; later steps are superseded, as by `start`.
@@ -91,7 +90,7 @@ class MetricsLog:
         """
         self._append({"kind": "rollback", "step": step, "time": time.time(), **facts})
         self._close_tensorboard()
-        self._open_tensorboard(purge_step=step + 1)
+        self._tensorboard = ScalarsFile(self._run_dir / TENSORBOARD_DIRECTORY, step + 1)
 
     def write(self, kind: Kind, step: int, **values: Value) -> None:
         """Records values of one step.
@@ -105,25 +104,30 @@ class MetricsLog:
         Raises:
             TypeError: For a value that is none of these, such as an array.
         """
-        record = {"kind": kind, "step": step, "time": time.time(), **values}
-        self._append(record)
+        now = time.time()
+        self._append({"kind": kind, "step": step, "time": now, **values})
         if self._tensorboard is None:
-            self._tensorboard = self._open_tensorboard(purge_step=None)
+            self._tensorboard = ScalarsFile(self._run_dir / TENSORBOARD_DIRECTORY, None)
         prefix = f"{values.get('split')}_{values.get('weights')}" if kind == "eval" else kind
         scalars = [(f"{prefix}/{name}", value) for name, value in _scalars(values)]
-        for name, value in scalars:
-            self._tensorboard.add_scalar(name, value, step, record["time"])
-        if self._wandb is not None and scalars:
+        if not scalars:
+            return
+        self._tensorboard.add(step, now, scalars)
+        if self._wandb is not None:
             self._wandb.write(step, scalars)
 
     def close(self) -> None:
-        """Flushes and closes all of them; a second call does nothing."""
-        self._close_tensorboard()
+        """Closes all of them; a second call does nothing.
+
+        Raises:
+            UserError: The last records found no room.
+        """
         if self._wandb is not None:
             self._wandb.close()
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        try:
+            self._close_tensorboard()
+        finally:
+            self._file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -134,27 +138,13 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        with contextlib.suppress(UserError) if error else contextlib.nullcontext():
+            self.close()  # Of two failures the first is the one to tell.
 
     def _append(self, record: Mapping[str, Value]) -> None:
         text = json.dumps(_encode(record, depth=0), ensure_ascii=False, allow_nan=False)
         # A lone surrogate (from an undecodable file name, say) has no UTF-8; keep it visible.
-        line = (text + "\n").encode("utf-8", errors="backslashreplace")
-        written = os.write(self._file, line)
-        if written != len(line):
-            raise OSError(f"{self._run_dir / FILE_NAME}: wrote {written} of {len(line)} bytes")
-
-    def _open_tensorboard(self, purge_step: int | None) -> SummaryWriter:
-        from tensorboardX import SummaryWriter
-
-        self._tensorboard = SummaryWriter(
-            logdir=str(self._run_dir / TENSORBOARD_DIRECTORY),
-            purge_step=purge_step,
-            flush_secs=10,
-            # Two starts within a second would otherwise write one file, the second over the first.
-            filename_suffix=f".{time.time_ns()}",
-        )
-        return self._tensorboard
+        self._file.append((text + "\n").encode("utf-8", errors="backslashreplace"))
 
     def _close_tensorboard(self) -> None:
         if self._tensorboard is not None:

@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
-from recovery import FAST, losses, start, steps, train
+from recovery import FAST, assert_equal_to_the_bit, losses, start, steps, train, warnings
+
+from t5g2.checkpoints.keeping import CheckpointStore
+from t5g2.reporting.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.slow
 
@@ -69,19 +73,62 @@ def test_a_run_directory_that_became_read_only_is_named(recipe, tmp_path):
     assert steps(run_dir) == {"3"}
 
 
-def test_clocks_that_jump_change_nothing(recipe, undisturbed, tmp_path, monkeypatch):
-    real, calls = time.time, 0
+@pytest.fixture
+def clock(monkeypatch):
+    """A wall clock: `offset` is how many seconds it is off, `pace` what each look at it adds."""
+    real, clock = time.time, types.SimpleNamespace(offset=0.0, pace=0.0, looks=0)
 
-    def jumping():
-        nonlocal calls
-        calls += 1
-        return real() + (-1) ** calls * 86_400 * (calls % 7)
+    def now():
+        clock.offset += clock.pace
+        clock.looks += 1
+        return real() + clock.offset
 
-    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time", now)
+    return clock
+
+
+def test_clocks_that_jump_change_nothing(recipe, undisturbed, tmp_path, monkeypatch, clock):
+    write, jumps = MetricsLog.write, 0
+
+    def jump_and_write(log, kind, step, **values):
+        nonlocal jumps
+        jumps += 1
+        clock.offset = (-1) ** jumps * 86_400 * (jumps % 7)
+        write(log, kind, step, **values)
+
+    save = CheckpointStore.save
+
+    def save_and_wait(store, *args, **facts):
+        save(store, *args, **facts)
+        store.wait()
+
+    monkeypatch.setattr(MetricsLog, "write", jump_and_write)
+    monkeypatch.setattr(CheckpointStore, "save", save_and_wait)
     assert train(recipe, tmp_path / "run", "checkpoints.minutes=60") == 0
-    assert calls > 0
-    assert losses(tmp_path / "run") == losses(undisturbed)
+    assert jumps > 12
+    assert clock.looks > 12
+    assert_equal_to_the_bit(tmp_path / "run", undisturbed)
     assert steps(tmp_path / "run") == steps(undisturbed)
+
+
+def test_a_clock_that_jumps_in_a_save_costs_at_most_that_checkpoint(
+    recipe, undisturbed, tmp_path, monkeypatch, clock
+):
+    save = CheckpointStore.save
+
+    def save_while_it_jumps(store, state, *args, **facts):
+        clock.pace = 86_400.0 if int(state.step) == 6 else 0.0
+        save(store, state, *args, **facts)
+        store.wait()
+        clock.pace = 0.0
+
+    monkeypatch.setattr(CheckpointStore, "save", save_while_it_jumps)
+    assert train(recipe, tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    assert steps(tmp_path / "run") - {"6"} == steps(undisturbed) - {"6"}
+    told = [told for told in warnings(tmp_path / "run") if "could not be saved" in told]
+    assert bool(told) == ("6" not in steps(tmp_path / "run"))
+    assert not any("None" in line for line in told)
 
 
 def test_a_second_trainer_is_refused_and_the_first_ends_undisturbed(recipe, undisturbed, tmp_path):
@@ -118,7 +165,7 @@ def test_a_data_shard_damaged_in_mid_run_is_named_and_once_restored_the_run_goes
     cache = tmp_path / "cache"
     words = [sys.executable, "-m", "t5g2", "cache", "--out", cache, "--gin_file", recipe]
     subprocess.run(words, check=True, capture_output=True)
-    cached = (f"corpus.cache={cache}", "corpus.path=None")
+    cached = (f"corpus.cache={cache}",)
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     assert train(recipe, whole, *cached) == 0
     assert train(recipe, run_dir, *cached, "train.stop_at=3") == 0
@@ -143,7 +190,7 @@ def test_a_data_shard_damaged_in_mid_run_is_named_and_once_restored_the_run_goes
     "bindings",
     [
         ("mesh.cpu_devices=4", "mesh.data=2", "mesh.fsdp=2"),
-        ("mesh.cpu_devices=2", "mesh.tensor=2", "mesh.data=1"),
+        ("mesh.cpu_devices=2", "mesh.fsdp=2", "mesh.data=1"),
         ("train.accumulation=2",),
     ],
 )

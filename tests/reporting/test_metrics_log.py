@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -203,6 +204,42 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     assert shown == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)]
     assert [event.step for event in events.Scalars("heldout_last/loss")] == [5]
     assert set(events.Tags()["scalars"]) == {"train/loss", "train/by_task/a", "heldout_last/loss"}
+
+
+@pytest.mark.parametrize("room", [0, 37])
+def test_what_finds_no_room_is_told_once_and_written_when_there_is_some(
+    tmp_path, monkeypatch, caplog, room
+):
+    write, full = os.write, False
+
+    def write_or_fail(file, data):
+        nonlocal room
+        if full and not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part = data[:room] if full else data
+        room -= len(part) if full else 0
+        return write(file, part)
+
+    monkeypatch.setattr(os, "write", write_or_fail)
+    with MetricsLog(tmp_path) as log:
+        log.start(0)
+        full = True
+        for step in range(1, 100):
+            log.write("train", step, loss=float(step))
+        full = False
+        log.write("train", 100, loss=100.0)
+    history = read_metrics(tmp_path)
+    assert [row["loss"] for row in history.train] == [float(step) for step in range(1, 101)]
+    assert not history.unreadable_lines
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2  # a file each
+    assert f"{tmp_path / 'metrics.jsonl'}: No space left on device" in "".join(told)
+
+    log = MetricsLog(tmp_path)
+    room, full = 0, True
+    log.write("train", 101, loss=1.0)
+    with pytest.raises(UserError, match=r"metrics\.jsonl found no room"):
+        log.close()
 
 
 def test_the_reporting_room_imports_neither_jax_nor_what_draws(tmp_path: Path):
