@@ -54,9 +54,9 @@ def executed(jaxpr: Jaxpr | ClosedJaxpr) -> Executed:
         else:
             turns = params["length"] if name == "scan" else 1
             if name == "shard_map":  # Its shapes are those of one device's part.
-                turns = math.prod(
-                    params["mesh"].shape[axis] for axis in params["newly_manual_axes"]
-                )
+                # The parameter's name depends on jax's version.
+                axes = params.get("newly_manual_axes") or params["manual_axes"]
+                turns = math.prod(params["mesh"].shape[axis] for axis in axes)
             for part in _subprograms(params):
                 total = total.plus(executed(part), turns)
     return total

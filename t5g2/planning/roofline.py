@@ -82,7 +82,8 @@ def roofline(
     moved = work.bytes / devices + weights + _OPTIMIZER_BYTES * parameters / splits
     flops, network = work.flops / devices, None
     if compiled is not None:
-        flops = compiled.flops
+        # XLA does not see into kernels, whose work is shared evenly.
+        flops = compiled.flops + work.in_kernels / devices
         network = sum(exchange.bytes for exchange in compiled.collectives) / chip.link_bandwidth
     return Roofline(
         compute=flops / chip.flops,
