@@ -258,6 +258,14 @@ def plan(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the machine, such as v5p:4x4x4, v5e-16, h100:8 or cpu:8",
     )
+    parser.add_argument(
+        "--search",
+        type=int,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="try meshes, microbatches and remat policies; compile the N that look best (3)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the plan there, too")
     add_gin_arguments(parser)
 

@@ -10,7 +10,7 @@ from t5g2.errors import UserError
 from t5g2.models.config import ModelConfig
 from t5g2.planning.compile import OutOfMemory
 from t5g2.planning.flops import Load, head_flops, model_flops
-from t5g2.planning.plan import HEADROOM, Plan, parameter_counts
+from t5g2.planning.plan import HEADROOM, Plan, Stage, make_plan, parameter_counts
 from t5g2.planning.topologies import Chip, Topology
 from t5g2.settings import Settings
 
@@ -35,32 +35,43 @@ class Candidate(NamedTuple):
     seconds: float
 
     @property
-    def bindings(self) -> str:
+    def bindings(self) -> list[str]:
         """What makes it of the recipe, as gin bindings."""
-        mesh = self.settings.mesh
+        mesh, train = self.settings.mesh, self.settings.train
         values = {f"mesh.{axis}": getattr(mesh, axis) for axis in ("data", "fsdp", "tensor")}
-        values["train.rows_per_device"] = self.settings.train.rows_per_device
-        values["model.remat"] = f"'{self.settings.model.remat}'"
-        return " ".join(f"{name}={value}" for name, value in values.items())
+        values["train.accumulation"] = train.accumulation
+        values["train.rows_per_device"] = train.rows_per_device
+        values["model.remat"] = self.settings.model.remat
+        return [f"{name}={value}" for name, value in values.items()]
+
+
+class Found(NamedTuple):
+    """A candidate and its plan."""
+
+    candidate: Candidate
+    plan: Plan
 
 
 def candidates(settings: Settings, topology: Topology) -> list[Candidate]:
-    """All ways that seem to fit, those with the shortest estimated step first.
+    """All ways to run a recipe: those that seem to fit, shortest step first; then the others.
 
     Tried are sizes of the mesh axes data, fsdp and tensor, rows of a microbatch on each device
     (powers of two) and remat policies; the rest is the recipe's. Of equal ones, as far as the
-    estimate can tell, the one with the least memory comes first.
+    estimate can tell, the one with the least memory comes first; so it does of those that do not
+    seem to fit.
 
     Args:
         settings: the recipe.
         topology: the machine.
 
     Raises:
-        UserError: nothing is known of the machine, or none fits, with how near the nearest comes.
+        UserError: nothing is known of the machine, or no mesh shares the batch's rows.
     """
     chip = topology.chip
     if chip is None:
-        raise UserError(f"--search: nothing is known of the time on {topology.name}")
+        raise UserError(
+            f"--search: nothing is known of the speed of {topology.name}: name a TPU or a GPU"
+        )
     found = [
         _estimated(made, chip, topology.count) for made in _variants(settings, topology.count)
     ]
@@ -69,29 +80,41 @@ def candidates(settings: Settings, topology: Topology) -> list[Candidate]:
             f"--search: no mesh of {topology.count} devices shares {settings.rows} rows evenly: "
             "change train.rows"
         )
-    room = (1 - HEADROOM) * chip.hbm_bytes
-    fitting = [candidate for candidate in found if candidate.bytes <= room]
-    if not fitting:
-        least = min(found, key=lambda candidate: candidate.bytes)
-        raise UserError(
-            f"--search: nothing fits: {least.bytes / 2**30:.1f} GiB on each device of "
-            f"{chip.hbm_bytes / 2**30:.1f} GiB at the least, by an estimate ({least.bindings}): "
-            "take a larger slice"
-        )
-    return sorted(fitting, key=lambda candidate: (candidate.seconds, candidate.bytes))
+
+    def key(candidate: Candidate) -> tuple[bool, float, float]:
+        room, size = (1 - HEADROOM) * chip.hbm_bytes, candidate.bytes
+        return (True, size, 0) if size > room else (False, candidate.seconds, size)
+
+    return sorted(found, key=key)
 
 
-def ranked(plans: list[tuple[Candidate, Plan]]) -> list[tuple[Candidate, Plan]]:
-    """Plans with the best first: those that fit with room to spare, by the time of a step."""
+def search(settings: Settings, topology: Topology, count: int, stage: Stage) -> list[Found]:
+    """Plans of the candidates that the estimate puts first, the best plan first.
 
-    def key(pair: tuple[Candidate, Plan]) -> tuple[int, float]:
-        _, plan = pair
-        if plan.roofline is None or plan.fits is False:
-            return 2, plan.result.needed if isinstance(plan.result, OutOfMemory) else 0.0
-        tight = plan.headroom is not None and plan.headroom < HEADROOM
-        return int(tight), plan.roofline.in_turn
+    Plans that fit with room to spare come before those that fit, and those before the others; among
+    themselves by the time of a step, or by how much memory is missing.
 
-    return sorted(plans, key=key)
+    Args:
+        settings: the recipe.
+        topology: the machine; GPUs are not compiled for, so that their order is the estimate's.
+        count: how many to plan.
+        stage: shows what is being done, while it is.
+
+    Raises:
+        UserError: as `candidates` and `make_plan` do.
+    """
+    chosen = candidates(settings, topology)[:count]
+    found = [Found(c, make_plan(c.settings, topology, stage)) for c in chosen]
+    return found if topology.platform == "gpu" else sorted(found, key=_rank)
+
+
+def _rank(found: Found) -> tuple[int, float]:
+    plan = found.plan
+    if isinstance(plan.result, OutOfMemory):
+        return 2, plan.result.needed
+    assert plan.roofline is not None
+    tight = plan.headroom is not None and plan.headroom < HEADROOM
+    return int(tight), plan.roofline.in_turn
 
 
 def _variants(settings: Settings, devices: int) -> list[Settings]:

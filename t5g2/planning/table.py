@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from t5g2.planning.compile import CompiledStep, OutOfMemory
 from t5g2.planning.plan import HEADROOM, RUN_TOKENS, Plan
+from t5g2.planning.search import Candidate, Found
+from t5g2.planning.topologies import Topology
 from t5g2.reporting.numbers import compact
 
 _GIB, _MIB = 2**30, 2**20
@@ -17,6 +19,51 @@ def as_text(plan: Plan) -> str:
     if plan.roofline is not None:
         sections.append(_time(plan))
     return "\n\n".join(sections)
+
+
+def ranking(tried: Sequence[Candidate], found: Sequence[Found], topology: Topology) -> str:
+    """What `--search` found: the plans, best first, and how the best one is asked for.
+
+    Args:
+        tried: all candidates.
+        found: those that were planned, best first.
+        topology: the machine.
+    """
+    assert topology.chip is not None
+    room = (1 - HEADROOM) * topology.chip.hbm_bytes
+    fitting = sum(candidate.bytes <= room for candidate in tried)
+    known = "estimated alone" if topology.platform == "gpu" else "compiled"
+    lines = [
+        f"{topology.name}: {len(tried)} ways to run it, of which {fitting} seem to fit; {known}, "
+        "best first:",
+        f"  {'data':>5} {'fsdp':>5} {'tensor':>6} {'rows':>5} {'remat':>6} "
+        f"{'estimate':>22}  {'memory':>10} {'left':>6} {'step':>9} {'MFU':>6}",
+    ]
+    for candidate, plan in found:
+        mesh, estimate = plan.mesh, f"{_binary(candidate.bytes)} {_seconds(candidate.seconds)}"
+        lines.append(
+            f"  {mesh['data']:>5} {mesh['fsdp']:>5} {mesh['tensor']:>6} "
+            f"{plan.parts.rows_per_device:>5} {plan.settings.model.remat:>6} {estimate:>22}  "
+            + _verdict(plan)
+        )
+    best = " ".join(f"--gin.{binding}" for binding in found[0].candidate.bindings)
+    words = "None of them fits; the nearest" if found[0].plan.fits is False else "The first"
+    lines.append(f"{words}: {best}")
+    return "\n".join(lines)
+
+
+def _verdict(plan: Plan) -> str:
+    match plan.result:
+        case OutOfMemory(needed, available):
+            return f"{_binary(needed):>10} out of memory: {_binary(needed - available)} too much"
+        case CompiledStep(memory, _, _):
+            assert plan.roofline is not None and plan.headroom is not None
+            seconds = plan.roofline.in_turn
+            return (
+                f"{_binary(memory.total):>10} {plan.headroom:>6.1%} {_seconds(seconds):>9} "
+                f"{plan.utilization(seconds):>6.1%}"
+            )
+    return "not compiled"
 
 
 def _what(plan: Plan) -> str:
