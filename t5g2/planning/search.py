@@ -72,13 +72,15 @@ def candidates(settings: Settings, topology: Topology) -> list[Candidate]:
         raise UserError(
             f"--search: nothing is known of the speed of {topology.name}: name a TPU or a GPU"
         )
+    counts = parameter_counts(settings.model)
     found = [
-        _estimated(made, chip, topology.count) for made in _variants(settings, topology.count)
+        _estimated(made, chip, topology.count, counts)
+        for made in _variants(settings, topology.count)
     ]
     if not found:
         raise UserError(
             f"--search: no mesh of {topology.count} devices shares {settings.rows} rows evenly: "
-            "change train.rows"
+            "change train.rows, or set mesh.context"
         )
 
     def key(candidate: Candidate) -> tuple[bool, float, float]:
@@ -149,12 +151,12 @@ def _powers(most: int) -> list[int]:
     return [1 << n for n in range(most.bit_length())]
 
 
-def _estimated(settings: Settings, chip: Chip, devices: int) -> Candidate:
+def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, int]) -> Candidate:
     model, mesh, data = settings.model, settings.mesh, settings.data
     count = settings.train.rows_per_device
     assert count is not None
     turns = settings.rows // (mesh.data * mesh.fsdp * count)
-    everything, trained = parameter_counts(model)
+    everything, trained = counts
     tokens = count * max(data.inputs_length, data.targets_length) // mesh.context
     both = count * (data.inputs_length + data.targets_length) // mesh.context
     width = jnp.dtype(model.dtype).itemsize

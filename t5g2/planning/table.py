@@ -57,7 +57,8 @@ def _verdict(plan: Plan) -> str:
         case OutOfMemory(needed, available):
             return f"{_binary(needed):>10} out of memory: {_binary(needed - available)} too much"
         case CompiledStep(memory, _, _):
-            assert plan.roofline is not None and plan.headroom is not None
+            assert plan.roofline is not None
+            assert plan.headroom is not None
             seconds = plan.roofline.in_turn
             return (
                 f"{_binary(memory.total):>10} {plan.headroom:>6.1%} {_seconds(seconds):>9} "
