@@ -83,8 +83,12 @@ def _exchange(
     kind, group = match["kind"], _first_group(line, math.prod(mesh.values()))
     arrays = [_array_bytes(array) for array in _ARRAY.finditer(match["shape"])]
     if match["start"] and match["shape"].startswith("("):
-        # Its shape holds arguments and results (all-reduce: results alone).
-        arrays = arrays if kind == "all-reduce" else arrays[len(arrays) // 2 :]
+        # Its shape holds arguments and results (all-reduce: results alone; a permute: two more
+        # numbers).
+        if kind == "collective-permute":
+            arrays = arrays[1:2]
+        elif kind != "all-reduce":
+            arrays = arrays[len(arrays) // 2 :]
     size, count = sum(arrays), len(group)
     share = (count - 1) / max(count, 1)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:

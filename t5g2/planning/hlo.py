@@ -11,7 +11,7 @@ _CALL = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _LOOP = re.compile(r" while\(.*condition=%(?P<condition>[^\s,)]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BOUND = re.compile(r"%(\S+) = s32\[\]\S* constant\((\d+)\)")
+_BOUND = re.compile(r"%(\S+) = [su]32\[\]\S* constant\((\d+)\)")
 _COMPARE = re.compile(r"ROOT .* compare\(%\S+, %(\S+?)\), direction=LT")
 
 

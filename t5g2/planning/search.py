@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from t5g2.errors import UserError
-from t5g2.models.config import ModelConfig
+from t5g2.models.config import ModelConfig, RematPolicy
 from t5g2.planning.compile import OutOfMemory
 from t5g2.planning.flops import Load, head_flops, model_flops
 from t5g2.planning.plan import HEADROOM, Plan, Stage, make_plan, parameter_counts
 from t5g2.planning.topologies import Chip, Topology
 from t5g2.settings import Settings
 
-_REMAT = ("none", "dots", "full")
+_REMAT: tuple[RematPolicy, ...] = ("none", "dots", "full")
 # Parameters, gradients and the two moments of AdamW, in float32; what does not train has the first.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
 # Rows of logits that the loss makes at a time, and again in the backward pass.

@@ -85,6 +85,20 @@ def test_arguments_of_an_asynchronous_gather_are_not_counted_as_sent():
     assert read(line) == [Collective("all-gather", "fsdp", 6, 6 * 8 * 4 * 4 * 3 // 4)]
 
 
+def test_an_asynchronous_permute_sends_its_array_and_not_its_flags():
+    line = (
+        "%s = (bf16[2,4]{1,0}, bf16[2,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) "
+        "collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}"
+    )
+    assert read(line) == [Collective("collective-permute", "fsdp", 6, 6 * 8 * 2)]
+
+
+def test_loops_that_xla_made_itself_count_without_a_sign():
+    line = "%g = f32[8]{0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8]"
+    module = MODULE.format(operation=line, known="").replace("%limit.1 = s32", "%limit.1 = u32")
+    assert collectives(module, MESH)[0].number == 6
+
+
 def test_the_parts_of_one_overlapped_collective_count_once():
     gather = "%g = f32[8]{0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8]"
     calls = "%f = f32[8]{0} fusion(%x), kind=kCustom, calls=%overlapped"
