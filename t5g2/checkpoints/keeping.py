@@ -34,6 +34,7 @@ from t5g2.checkpoints.manifest import (
     write_manifest,
 )
 from t5g2.checkpoints.store import CHECKPOINTS_DIR, as_os_error, manifest_facts, read_arrays
+from t5g2.checkpoints.together import SaveBarrier
 from t5g2.errors import UserError
 from t5g2.parallel import hosts
 from t5g2.training.state import TrainState
@@ -143,7 +144,11 @@ class CheckpointStore:
         self.directory = directory.absolute()
         self._config = config
         self._kept = max(config.keep, averaged)
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._barrier = SaveBarrier() if jax.process_count() > 1 else None
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._barrier),
+        )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._failures, self._failure = 0, ""
@@ -228,6 +233,8 @@ class CheckpointStore:
         """Whether a temporary checkpoint is due, by the clock or because a save has failed."""
         if self._pending is not None and not self._pending[1].done():
             return False
+        if self._barrier and self._pending and self._pending[1].exception() and not self.saved():
+            return True  # It ends the run, which all processes learn of in `save`, at one step.
         self._collect()
         now = time.monotonic()
         if self._next_attempt is not None:
@@ -261,6 +268,8 @@ class CheckpointStore:
         facts = {**manifest_facts({**meta, "step": step}, items), "temporary": temporary}
         partial = self.directory / f".{step}.partial"
         self._last_saved = time.monotonic()
+        if self._barrier:
+            self._barrier.begin()
         try:
             self._checkpointer.save(
                 partial,
@@ -271,6 +280,7 @@ class CheckpointStore:
                 force=True,
             )
         except (OSError, ValueError) as error:
+            self._tell_others(error)
             self._failed(step, error)
         else:
             self._pending = step, self._thread.submit(self._complete, step, partial, facts)
@@ -334,12 +344,17 @@ class CheckpointStore:
 
     def _complete(self, step: int, partial: Path, facts: Mapping[str, Any]) -> None:
         """In the background: waits for Orbax, makes the checkpoint count, prunes others."""
-        self._checkpointer.wait_until_finished()
-        if not hosts.is_first():
-            return
-        write_manifest(partial, facts)
-        partial.rename(self.path(step))
-        self._prune()
+        try:
+            self._checkpointer.wait_until_finished()
+            if hosts.is_first():
+                write_manifest(partial, facts)
+                partial.rename(self.path(step))
+                self._prune()
+            if self._barrier:
+                self._barrier(key="complete")
+        except Exception as error:
+            self._tell_others(error)
+            raise
 
     def _collect(self) -> None:
         """Waits for the save that is going on, if any, and takes its result."""
@@ -354,16 +369,13 @@ class CheckpointStore:
             self._failures, self._next_attempt = 0, None
 
     def _failed(self, step: int, error: OSError | ValueError) -> None:
-        cause = as_os_error(error, self.directory) if isinstance(error, ValueError) else error
-        # Of several processes the others wait for this one, which cannot tell them.
-        if cause is None or jax.process_count() > 1:
+        if isinstance(error, ValueError) and as_os_error(error, self.directory) is None:
             raise error
-        for path in self.directory.glob(f".{step}.partial*"):
-            _remove(path)
+        if hosts.is_first():
+            for path in self.directory.glob(f".{step}.partial*"):
+                _remove(path)
         stands = max((checkpoint.step for checkpoint in self.saved()), default=None)
-        # Orbax's own errors, of time that ran out, bear no number.
-        why = cause.strerror or f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
-        told = f"step {step} could not be saved in {self.directory}: {why}"
+        told = f"step {step} could not be saved in {self.directory}: {self._why(error)}"
         if stands is None:
             raise UserError(f"{told}: make room, or name another --run_dir") from error
         delay = min(_FIRST_DELAY * 2**self._failures, _LONGEST_DELAY)
@@ -372,6 +384,17 @@ class CheckpointStore:
         self._news.append(
             f"{told}; the checkpoint of step {stands} stands, next attempt in {delay:.0f} s"
         )
+
+    def _tell_others(self, error: Exception) -> None:
+        """Lets the other processes of the run, which wait for this one, know that it failed."""
+        if self._barrier:
+            self._barrier.fail(self._why(error))
+
+    def _why(self, error: Exception) -> str:
+        cause = as_os_error(error, self.directory) if isinstance(error, ValueError) else error
+        # Orbax's own errors, of time that ran out, bear no number.
+        told = cause.strerror if isinstance(cause, OSError) else None
+        return told or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
     def _prune(self) -> None:
         saved, period = self.saved(), self._config.keep_period
