@@ -54,7 +54,7 @@ def damage(checkpoint):
 def start(recipe, run_dir, *bindings, limit_bytes=None):
     command = [sys.executable, "-m", "t5g2", "train", "--run_dir", str(run_dir)]
     if limit_bytes is not None:
-        command = ["prlimit", f"--fsize={limit_bytes}", *command]
+        command = ["prlimit", f"--fsize={limit_bytes}:", *command]
     flags = [f"--gin.{binding}" for binding in bindings]
     return subprocess.Popen(
         [*command, "--gin_file", str(recipe), *flags],

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isal import isal_zlib
+
 from t5g2.errors import UserError
 from t5g2.files import write_atomically
 
@@ -151,7 +153,7 @@ def _checksum(path: Path) -> tuple[int, str]:
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            crc = zlib.crc32(view[:count], crc)
+            crc = isal_zlib.crc32(view[:count], crc)
             size += count
     return size, f"{crc:08x}"
 

@@ -53,7 +53,7 @@ def test_a_save_that_one_of_two_processes_cannot_write_is_tried_again_by_both(
     while not failed_saves(run_dir):
         assert all(process.poll() is None for process in processes), end(processes)
         time.sleep(0.005)
-    lifted = ["prlimit", "--pid", str(processes[failing].pid), "--fsize=unlimited"]
+    lifted = ["prlimit", "--pid", str(processes[failing].pid), "--fsize=unlimited:"]
     subprocess.run(lifted, check=True)
     codes, written = end(processes)
     assert codes == [0, 0], written
