@@ -67,9 +67,9 @@ def test_a_part_of_the_mask_is_that_part_of_the_whole(window):
     np.testing.assert_array_equal(mask[2:5, 4:8], whole[2:5, 4:8])
 
 
-def mesh_of(platform):
+def mesh_of(platform, axis="data"):
     device = AbstractDevice(device_kind="any", num_cores=None, platform=platform)
-    return AbstractMesh((2,), ("data",), (AxisType.Auto,), abstract_device=device)
+    return AbstractMesh((2,), (axis,), (AxisType.Auto,), abstract_device=device)
 
 
 def test_the_devices_of_the_mesh_choose_the_back_end():
@@ -82,6 +82,12 @@ def test_the_devices_of_the_mesh_choose_the_back_end():
         choose_backend("splash", mesh_of("cpu"))
     with pytest.raises(UserError, match="is for TPUs"):
         choose_backend("splash", None)
+
+
+def test_devices_that_share_rows_have_no_fused_kernel():
+    assert choose_backend("auto", mesh_of("tpu", "context")) == "blockwise"
+    with pytest.raises(UserError, match=r"'splash' needs mesh\.context = 1"):
+        choose_backend("splash", mesh_of("tpu", "context"))
 
 
 def test_on_a_mesh_each_device_attends_for_its_rows_and_heads():

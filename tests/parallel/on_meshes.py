@@ -1,8 +1,9 @@
 """Losses of training steps on the meshes that are asked for, for tests, which have one device.
 
-    python on_meshes.py DEVICES CASES
+    python on_meshes.py DEVICES CASES [COORDINATOR COUNT INDEX]
 
-CASES is a JSON list of objects; prints a line of JSON, what `trajectory` makes of it, for each.
+DEVICES are this process's, one of COUNT. CASES is a JSON list of objects; prints a line of JSON,
+what `trajectory` makes of it, for each.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ from t5g2.data.batch import empty_batch
 from t5g2.data.image_examples import ImageSlot
 from t5g2.data.packing import ImageSlots
 from t5g2.models.config import ModelConfig, VisionConfig
-from t5g2.parallel.hosts import to_devices
+from t5g2.parallel.hosts import HostsConfig, own_rows, start, to_devices
 from t5g2.parallel.mesh import MeshConfig, make_mesh
-from t5g2.parallel.rules import batch_shardings, check_room, make_layout
+from t5g2.parallel.rules import batch_shardings, check_room, make_layout, row_sharding
 from t5g2.planning.collectives import collectives
-from t5g2.training.limits import NO_LIMITS
+from t5g2.training.limits import NO_LIMITS, place
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer
 from t5g2.training.state import make_initial_state, state_shardings
 from t5g2.training.step import trace_train_step
@@ -82,13 +83,13 @@ def packed_batch(step, slots):
     return batch
 
 
-def trajectory(steps=20, accumulation=1, images=False, mesh=None, model=None):
+def trajectory(steps=20, accumulation=1, images=False, mesh=None, model=None, rate=1e-3):
     """Losses, gradient norms and collectives of a training run on noise."""
     config = dataclasses.replace(CONFIG, **(model or {}), vision=VISION if images else None)
     chosen = MeshConfig(**(mesh or {}))
     layout = make_layout(make_mesh(chosen), chosen.rules)
     check_room(layout, config, (INPUTS, TARGETS))
-    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(3e-3))
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(rate))
     shapes, shardings = state_shardings(config, optimizer, layout)
     size = VISION.image_size
     slots = ImageSlots(IMAGES, ImageSlot("images", (size, size, 3), np.uint8)) if images else None
@@ -109,11 +110,14 @@ def trajectory(steps=20, accumulation=1, images=False, mesh=None, model=None):
         .compile()
     )
     state = make_initial_state(config, optimizer, shardings, 0)
+    limits = place(NO_LIMITS, layout.mesh)
+    first, count = own_rows(row_sharding(layout), ROWS)
     losses, norms = [], []
     for step in range(steps):
         batch = packed_batch(step % 2, slots)
-        batch = to_devices(batch_shardings(layout, batch), batch, ROWS)
-        state, metrics = compiled(state, batch, NO_LIMITS, None)
+        own = {name: array[first : first + count] for name, array in batch.items()}
+        placed = to_devices(batch_shardings(layout, batch), own, ROWS)
+        state, metrics = compiled(state, placed, limits, None)
         losses.append(float(metrics.sums.nll.sum() / metrics.sums.targets.sum()))
         norms.append(float(metrics.grad_norm))
     sent = collectives(compiled.as_text(), dict(layout.mesh.shape))
@@ -127,5 +131,8 @@ def trajectory(steps=20, accumulation=1, images=False, mesh=None, model=None):
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+    if len(sys.argv) > 3:
+        coordinator, processes, index = sys.argv[3:]
+        start(HostsConfig(coordinator=coordinator, count=int(processes), index=int(index)))
     for case in json.loads(sys.argv[2]):
         print(json.dumps(trajectory(**case)), flush=True)
