@@ -1,6 +1,7 @@
 """Twenty steps lose the same on every mesh, in any number of processes and of microbatches."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -47,8 +48,11 @@ CASES["all at once"] = {
 def started(devices, cases, *place):
     """A process that runs `cases` on so many devices of its own."""
     command = [sys.executable, PROGRAMS / "on_meshes.py", str(devices), json.dumps(cases)]
+    # On a busy machine XLA's 40 s for all devices to come to a collective are not enough.
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=400"
+    environment = os.environ | {"XLA_FLAGS": patience, "NPROC": "32"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *map(str, place)], text=True, **pipes)
+    return subprocess.Popen([*command, *map(str, place)], text=True, env=environment, **pipes)
 
 
 def results(processes):
