@@ -9,7 +9,7 @@ RUN_DIR ?= runs/quickstart
 # glibc keeps freed memory, in huge pages: a train step on a CPU is a fifth faster (docs/LOG.md).
 FAST_MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592
 
-.PHONY: quickstart test test-slow faults lint clean
+.PHONY: quickstart test test-slow faults bench lint clean
 
 ## Pretrain a tiny T5Gemma 2 on Python's own library, then average, export and infill.
 quickstart: $(VENV)/.quickstart
@@ -26,6 +26,14 @@ test-slow: $(VENV)/.test
 ## Kills, damage, full disks: what docs/reliability.md claims. An hour or more.
 faults: $(VENV)/.test
 	$(BIN)/pytest -m "slow or not slow" -s tests/faults tests/test_recovery.py tests/checkpoints
+
+## What docs/benchmarks.md shows, as far as this machine's memory goes. Hours.
+bench: $(VENV)/.test
+	$(BIN)/python tools/step_costs.py
+	$(BIN)/python tools/bench/around_step.py
+	$(BIN)/python tools/bench/local_layer.py
+	$(BIN)/python tools/bench/data.py
+	$(BIN)/python tools/bench/transformers_step.py
 
 ## Lint, format and types.
 lint: $(VENV)/.test

@@ -20,46 +20,16 @@ import time
 def measure(gin_file: str, bindings: list[str], steps: int) -> float:
     """Best of `steps` train steps, in seconds."""
     import jax
-    import numpy as np
+    from our_step import full_batch, prepare  # beside this file
 
-    from t5g2.data.batch import empty_batch
-    from t5g2.parallel.mesh import configure_devices, make_mesh
-    from t5g2.parallel.rules import batch_shardings, make_layout
     from t5g2.settings import read_settings
-    from t5g2.training.optimizer import make_optimizer
-    from t5g2.training.schedule import make_schedule
-    from t5g2.training.state import make_initial_state, state_shardings
-    from t5g2.training.step import compile_train_step
 
     settings = read_settings([gin_file], bindings)
-    configure_devices(settings.mesh)
-    layout = make_layout(make_mesh(settings.mesh), settings.mesh.rules)
-    schedule = make_schedule(settings.schedule, settings.train.total_steps)
-    optimizer = make_optimizer(settings.optimizer, schedule)
-    shapes, shardings = state_shardings(settings.model, optimizer, layout)
-    state = make_initial_state(settings.model, optimizer, shardings, 0)
-    rows, room = settings.rows, (settings.data.inputs_length, settings.data.targets_length)
-    step = compile_train_step(
-        layout,
-        shapes,
-        shardings,
-        rows=rows,
-        room=room,
-        config=settings.model,
-        optimizer=optimizer,
-        num_tasks=len(settings.data.made_denoisers()),
-        accumulation=settings.batch_parts(layout.mesh).accumulation,
-    )
-    rng = np.random.default_rng(0)
-    arrays = empty_batch(rows, *room)
-    for name, array in arrays.items():
-        if name.endswith("tokens"):
-            array[:] = rng.integers(3, settings.model.vocab_size, array.shape)
-        elif name.endswith(("segment_ids", "weights")):
-            array[:] = 1
-        elif name.endswith("positions"):
-            array[:] = np.arange(array.shape[1])
-    batch = jax.device_put(arrays, batch_shardings(layout, arrays))
+    ours = prepare(settings)
+    room = (settings.data.inputs_length, settings.data.targets_length)
+    batch = ours.place(full_batch(settings.rows, *room, settings.model.vocab_size))
+    step, state = ours.step, ours.state
+    del ours  # The state is consumed.
     best = float("inf")
     for _ in range(steps + 1):
         began = time.perf_counter()
