@@ -54,5 +54,5 @@ def test_growth_is_recorded_with_its_reason_alone():
     ]
     # Another version, and less, need none.
     step_costs.record(table, "1.3", COSTS, None)
-    step_costs.record(table, "1.2", COSTS, None)
+    step_costs.record(table, "1.2", {"a step": {"flops": 1500, "temporaries": 10}}, None)
     assert len(table["reasons"]) == 1
