@@ -24,6 +24,7 @@ from t5g2.planning.topologies import Topology, find_topology
 HERE = Path(__file__).parent
 # Where a claim or a share is mounted: what a run is to keep lies there.
 DATA = "/data"
+BUCKETS = "gs://"
 # What Google calls the kinds of t5g2's topologies: GKE's label, Cloud TPU's accelerator type and
 # how it counts a chip, and the software of TPU VMs.
 TPUS = {
@@ -68,7 +69,10 @@ def local(args: argparse.Namespace) -> Launch:
 
 def slurm(args: argparse.Namespace) -> Launch:
     """A job of a Slurm cluster."""
-    log = Path(args.log or f"{_run_dir(args)}.log").absolute()
+    run_dir = _run_dir(args)
+    if args.log is None and run_dir.startswith(BUCKETS):
+        raise UserError(f"--run_dir {run_dir} is in a bucket, where Slurm cannot write: give --log")
+    log = Path(args.log or f"{run_dir}.log").absolute()
     log.parent.mkdir(parents=True, exist_ok=True)  # Slurm makes none, and would write nothing
     text = render(
         "slurm.sh",
@@ -206,8 +210,11 @@ def _run_dir(args: argparse.Namespace) -> str:
 
 def _run_dir_below_data(args: argparse.Namespace) -> None:
     run_dir = _run_dir(args)
-    if not Path(run_dir).is_relative_to(DATA):
-        raise UserError(f"--run_dir {run_dir} would be lost with its host: put it below {DATA}")
+    if not run_dir.startswith(BUCKETS) and not Path(run_dir).is_relative_to(DATA):
+        raise UserError(
+            f"--run_dir {run_dir} would be lost with its host: put it below {DATA}, or into a "
+            f"bucket ({BUCKETS}...)"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,17 +1,17 @@
 """`t5g2 average`: the mean of a run's last checkpoints, as a checkpoint of its own."""
 
 import argparse
-from pathlib import Path
 
 from t5g2.checkpoints.average import write_average
-from t5g2.checkpoints.keeping import in_use, permanent, saved_checkpoints
+from t5g2.checkpoints.directory import in_use, permanent, saved_checkpoints
 from t5g2.checkpoints.store import CHECKPOINTS_DIR
 from t5g2.errors import UserError
+from t5g2.files import to_path
 
 
 def run(args: argparse.Namespace) -> int:
     """Averages the last `--last` checkpoints of `--run_dir` into `--out`."""
-    directory = Path(args.run_dir) / CHECKPOINTS_DIR
+    directory = to_path(args.run_dir) / CHECKPOINTS_DIR
     if not directory.is_dir():
         raise UserError(f"{args.run_dir} is not a run directory: it has no {CHECKPOINTS_DIR}/")
     if args.last < 1:
@@ -26,6 +26,6 @@ def run(args: argparse.Namespace) -> int:
     chosen = chosen[-args.last :]
     paths = [checkpoint.path for checkpoint in chosen]
     with in_use(paths):
-        write_average(paths, Path(args.out), args.sum_dtype)
+        write_average(paths, to_path(args.out), args.sum_dtype)
     print(f"{args.out}: mean of steps {', '.join(str(checkpoint.step) for checkpoint in chosen)}")
     return 0

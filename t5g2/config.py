@@ -35,6 +35,7 @@ from t5g2.config_values import (
     setting_types,
 )
 from t5g2.errors import UserError
+from t5g2.files import is_remote, to_path
 
 Sections: TypeAlias = Mapping[str, type]
 
@@ -68,7 +69,7 @@ def parse(
             refused its values with a ValueError or UserError.
     """
     for directory in search_paths:
-        if not Path(directory).is_dir():
+        if not to_path(directory).is_dir():
             raise UserError(f"gin search path '{directory}' is not a directory")
     reader = _Reader(sections, search_paths)
     for name in gin_files:
@@ -362,9 +363,11 @@ def _shipped_configs() -> Path:
 
 
 def _find(name: str, search_paths: Sequence[str], origin: str) -> Path:
-    relative = Path(name)
+    relative = to_path(name)
+    if is_remote(relative) and relative.is_file():
+        return relative
     shipped = _shipped_configs()
-    candidates = [relative, *(Path(directory) / name for directory in search_paths)]
+    candidates = [relative, *(to_path(directory) / name for directory in search_paths)]
     if relative.parts[:1] == ("configs",):
         candidates.append(shipped.joinpath(*relative.parts[1:]))
     for candidate in candidates:
@@ -372,7 +375,7 @@ def _find(name: str, search_paths: Sequence[str], origin: str) -> Path:
             return candidate
     known = {f"configs/{p.relative_to(shipped).as_posix()}" for p in shipped.rglob("*.gin")}
     for directory in (".", *search_paths):
-        beside = (Path(directory) / relative.parent).glob("*.gin")
+        beside = (to_path(directory) / relative.parent).glob("*.gin")
         known |= {str(relative.parent / path.name) for path in beside}
     searched = [str(Path.cwd()), *search_paths, f"{shipped} (as configs/)"]
     prefix = f"{origin}: " if origin else ""

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
 from t5g2.evaluate_tasks import evaluate_tasks, newest_checkpoint
 from t5g2.evaluation import HeldOut, HeldOutLoss
+from t5g2.files import to_path
 from t5g2.models.t5gemma2 import logical_axes
 from t5g2.parallel.mesh import configure_devices, make_mesh
 from t5g2.parallel.rules import check_room, make_layout, parameter_shardings
@@ -35,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
         return evaluate_tasks(args)
     of_tasks = ("split", "examples", "inputs_length", "targets_length", "all", "follow", "out")
     _refuse(args, f"only with --task: {', '.join(f'--{name}' for name in of_tasks)}", *of_tasks)
-    path = Path(args.checkpoint) if args.run_dir is None else newest_checkpoint(Path(args.run_dir))
+    if args.run_dir is None:
+        path = to_path(args.checkpoint)
+    else:
+        path = newest_checkpoint(to_path(args.run_dir))
     pretrained = load(path)
     if args.gin_file:
         chosen = settings.read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
@@ -97,7 +100,7 @@ def _check_tokenizer(chosen: settings.Settings, pretrained: Pretrained) -> None:
     """Refuses gin files that name another tokenizer than the checkpoint's."""
     path = chosen.tokenizer.path
     own = pretrained.tokenizer.fingerprint
-    if path is not None and load_tokenizer(Path(path)).fingerprint != own:
+    if path is not None and load_tokenizer(path).fingerprint != own:
         raise UserError(
             f"tokenizer.path {path} is another tokenizer than the checkpoint's, "
             f"{pretrained.tokenizer.path}: leave it out"

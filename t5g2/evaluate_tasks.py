@@ -7,16 +7,16 @@ directory, or of `--out`.
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5g2 import settings
-from t5g2.checkpoints.keeping import in_use, saved_checkpoints
+from t5g2.checkpoints.directory import in_use, saved_checkpoints
 from t5g2.checkpoints.store import CHECKPOINTS_DIR
 from t5g2.errors import UserError
+from t5g2.files import append, to_path
 from t5g2.finish import AVERAGED_DIR, is_finished
 from t5g2.pretrained import Pretrained, load
 from t5g2.scoring import Scorer
@@ -101,17 +101,17 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
 def _results_directory(args: argparse.Namespace) -> Path | None:
     if args.out is not None:
-        return Path(args.out)
-    return None if args.run_dir is None else Path(args.run_dir) / EVAL_DIR
+        return to_path(args.out)
+    return None if args.run_dir is None else to_path(args.run_dir) / EVAL_DIR
 
 
 def _candidates(args: argparse.Namespace) -> Iterator[Candidate]:
     """The checkpoints to evaluate, each once; of a run that is followed, as they come."""
     if args.run_dir is None:
-        path = Path(args.checkpoint)
+        path = to_path(args.checkpoint)
         yield Candidate(path, path.name)
         return
-    run_dir = Path(args.run_dir)
+    run_dir = to_path(args.run_dir)
     if not args.all and not args.follow:
         path = newest_checkpoint(run_dir)
         yield Candidate(path, path.name)
@@ -207,15 +207,9 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # JSON has no NaN.
     metrics = {
         name: value if isinstance(value, str) or math.isfinite(value) else str(value)
         for name, value in record["metrics"].items()
     }
-    line = json.dumps({**record, "metrics": metrics}, allow_nan=False) + "\n"
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+    append(path, json.dumps({**record, "metrics": metrics}, allow_nan=False) + "\n")

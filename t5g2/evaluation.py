@@ -8,7 +8,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5g2.checkpoints.average import average
-from t5g2.checkpoints.keeping import CheckpointStore, in_use
+from t5g2.checkpoints.directory import in_use
+from t5g2.checkpoints.keeping import CheckpointStore
 from t5g2.data.image_examples import ImagePrefix
 from t5g2.data.loader import RowBatches
 from t5g2.data.packing import RowStream

@@ -7,7 +7,7 @@ from pathlib import Path
 from t5g2 import settings
 from t5g2.checkpoints.store import open_arrays, read_meta
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
-from t5g2.files import new_directory
+from t5g2.files import new_directory, to_path
 from t5g2.interop.hf import write_hf
 from t5g2.interop.hf_config import WeightDtype
 from t5g2.interop.processor import image_pieces, write_processor
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """Exports `--checkpoint` to `--out` in `--dtype`."""
     with terminable():
-        export_checkpoint(Path(args.checkpoint), Path(args.out), args.dtype)
+        export_checkpoint(to_path(args.checkpoint), to_path(args.out), args.dtype)
     print(f"{args.out}: for transformers' T5Gemma2ForConditionalGeneration and AutoProcessor")
     return 0
 

@@ -1,7 +1,6 @@
 """What a run leaves behind: averaged weights, their export, infillings, figures, the report."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from t5g2.checkpoints.store import read_arrays
 from t5g2.data.corpus import Corpus
 from t5g2.evaluation import HeldOut
 from t5g2.export import export_checkpoint
-from t5g2.files import write_atomically
+from t5g2.files import remove, write_atomically
 from t5g2.infilling import Infillings, fill_in
 from t5g2.parallel import hosts
 from t5g2.pretrained import load
-from t5g2.reporting.metrics_log import FILE_NAME, MetricsLog, NoLog, read_metrics
+from t5g2.reporting.metrics_log import MetricsLog, NoLog, has_metrics, read_metrics
 from t5g2.reporting.plots import plot_loss
 from t5g2.reporting.progress import Progress
 from t5g2.reporting.report import write_report
@@ -30,13 +29,12 @@ SAMPLES_FILE = "samples.json"
 
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has come to its end, results included."""
-    path = run_dir / FILE_NAME
-    return path.is_file() and bool(read_metrics(path).summary)
+    return has_metrics(run_dir) and bool(read_metrics(run_dir).summary)
 
 
 def write_figures(run_dir: Path) -> None:
     """Writes `loss.png` and `report.html` from what the run directory holds."""
-    history = read_metrics(run_dir / FILE_NAME)
+    history = read_metrics(run_dir)
     if history.train:
         plot_loss(history, run_dir / "loss.png")
     write_report(run_dir)
@@ -69,7 +67,7 @@ def finish(
     result = run_dir / AVERAGED_DIR
     with progress.stage(f"averaging steps {', '.join(map(str, averaged))}"):
         if hosts.is_first():
-            shutil.rmtree(result, ignore_errors=True)
+            remove(result)
             write_average([checkpoint.path for checkpoint in chosen], result)
         hosts.barrier("averaged")
         params = read_arrays(result / "params")
@@ -78,7 +76,7 @@ def finish(
         return
     log.write("eval", step, split="heldout", weights="averaged", **loss._asdict())
     entropy = corpus.facts["unigram_entropy"]
-    history = read_metrics(run_dir / FILE_NAME)
+    history = read_metrics(run_dir)
     last = [row["loss"] for row in history.eval if row["weights"] == "last"][-1]
     progress.message(
         f"held-out loss: averaged {loss.loss:.3f}, last {last:.3f} nats/token; unigram entropy "
@@ -88,7 +86,7 @@ def finish(
     if settings.finish.export:
         source = run_dir / EXPORT_DIR
         with progress.stage(f"exporting to {source}"):
-            shutil.rmtree(source, ignore_errors=True)
+            remove(source)
             export_checkpoint(result, source)
     if settings.finish.samples:
         with progress.stage("filling in held-out text"):

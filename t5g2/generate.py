@@ -1,9 +1,9 @@
 """`t5g2 generate`: continues a text, or fills in its sentinels."""
 
 import argparse
-from pathlib import Path
 
 from t5g2.errors import UserError
+from t5g2.files import to_path
 from t5g2.models.generation import Sampling
 from t5g2.pretrained import load
 
@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
-    model = load(Path(args.checkpoint))
+    model = load(to_path(args.checkpoint))
     for text in args.text:
         for piece in model.stream(
             text, args.image, args.max_new_tokens, sampling, pan_and_scan=args.pan_and_scan

@@ -9,7 +9,7 @@ from typing import Any
 from t5g2.checkpoints.store import package_versions, write_parameters
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
-from t5g2.files import new_directory
+from t5g2.files import new_directory, to_path
 from t5g2.interop import gemma3
 from t5g2.interop.hf import open_hf, read_hf_config
 from t5g2.interop.vision_transfer import with_tower
@@ -23,13 +23,13 @@ TOKENIZER_DIR = "tokenizer"
 
 def run(args: argparse.Namespace) -> int:
     """Imports `directory` into `--out`; all or nothing."""
-    source, out, factor = Path(args.directory), Path(args.out), args.rope_factor_global
+    source, out, factor = to_path(args.directory), to_path(args.out), args.rope_factor_global
     if factor is not None and not 0 < factor < float("inf"):
         raise UserError(f"--rope_factor_global must be above 0, not {factor}")
     with terminable(), new_directory(out) as partial:
         model_type, config, params = _open(source, text_only=args.no_vision)
         if args.vision_from is not None:
-            donor = Path(args.vision_from)
+            donor = to_path(args.vision_from)
             config, params = with_tower((config, params), _open(donor)[1:], donor)
         if factor is not None:
             config = dataclasses.replace(config, rope_factor_global=factor)
@@ -74,7 +74,7 @@ def _open(source: Path, *, text_only: bool = False) -> tuple[str, ModelConfig, d
 def _tokenizer(source: Path, given: str | None, config: ModelConfig) -> Tokenizer:
     """The tokenizer given, or the source's own, made sure to suit the model."""
     found = [source / name for name in ("tokenizer.json", "tokenizer.model")]
-    candidates = [path for path in found if path.is_file()] if given is None else [Path(given)]
+    candidates = [path for path in found if path.is_file()] if given is None else [to_path(given)]
     if not candidates:
         raise UserError(f"{source} has no tokenizer.json or tokenizer.model: give --tokenizer PATH")
     tokenizer = load_tokenizer(candidates[0])

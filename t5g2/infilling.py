@@ -19,6 +19,7 @@ from t5g2.data.packing import Content, is_sequential
 from t5g2.data.sampling import TaskChoice, permute
 from t5g2.data.ul2 import Bits, Denoiser, Example, SpecialTokens, philox
 from t5g2.errors import UserError
+from t5g2.files import append
 from t5g2.pretrained import Pretrained, Prompt
 from t5g2.reporting.pictures import data_url
 from t5g2.reporting.samples import IN_TRAINING_FILE
@@ -113,8 +114,7 @@ class InfillingsInTraining:
             self._append({"step": step, "predictions": self._infillings.predictions(model)})
 
     def _append(self, record: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(self._path, json.dumps(record) + "\n")
 
 
 class _Passage(NamedTuple):

@@ -14,6 +14,7 @@ from t5g2 import config
 from t5g2.data.corpus import TokenizerConfig
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
+from t5g2.files import to_path
 from t5g2.kernels.layout import Layout
 from t5g2.models.config import EXECUTION_FIELDS, ModelConfig
 from t5g2.models.t5gemma2 import logical_axes
@@ -32,7 +33,7 @@ def starting_tokenizer(settings: Settings) -> TokenizerConfig:
     """
     if settings.train.init_from is None:
         return settings.tokenizer
-    source = describe(Path(settings.train.init_from))
+    source = describe(to_path(settings.train.init_from))
     differing = config.differences(
         {"model": model_to_json(source.config)},
         {"model": model_to_json(settings.model)},
@@ -54,7 +55,7 @@ def make_first_state(
     """Step 0, on the devices: parameters from `train.init_from`, or random; fresh optimizer."""
     if settings.train.init_from is None:
         return make_initial_state(settings.model, optimizer, shardings, settings.train.seed)
-    params = read_params(Path(settings.train.init_from), settings.model)
+    params = read_params(to_path(settings.train.init_from), settings.model)
     return make_state_from(params, optimizer, shardings)
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from t5g2.errors import UserError
-from t5g2.files import write_atomically
+from t5g2.files import to_path, write_atomically
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> str:
-    run_dirs = [Path(path) for path in args.run_dirs]
+    run_dirs = [to_path(path) for path in args.run_dirs]
     if args.html is not None:
-        return _page(run_dirs, Path(args.html))
+        return _page(run_dirs, to_path(args.html))
     from t5g2.reporting import run_text
     from t5g2.reporting.metrics_log import read_metrics
 

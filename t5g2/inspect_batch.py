@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from t5g2.checkpoints.keeping import saved_checkpoints
+from t5g2.checkpoints.directory import saved_checkpoints
 from t5g2.checkpoints.manifest import DamagedError
 from t5g2.checkpoints.rollback import left_out, read_rollbacks
 from t5g2.checkpoints.store import CHECKPOINTS_DIR, read_arrays, read_meta

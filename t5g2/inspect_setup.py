@@ -12,7 +12,7 @@ from t5g2.data.inspection import SourceFacts, summarise
 from t5g2.data.sources.opening import TextSource
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
-from t5g2.files import write_atomically
+from t5g2.files import to_path, write_atomically
 from t5g2.inspect_batch import make_again
 from t5g2.parallel.mesh import configure_devices
 from t5g2.planning.placement import placement
@@ -28,7 +28,7 @@ def data(args: argparse.Namespace) -> str:
     if one and (args.run_dir is None or args.split != "train"):
         raise UserError("--step and --batch are of the training data of a run: give --run_dir")
     if args.run_dir is not None:
-        run_dir = Path(args.run_dir)
+        run_dir = to_path(args.run_dir)
         chosen = settings.overridden(settings.run_settings(run_dir), args.gin_bindings)
         corpus = reopen_corpus(chosen.corpus, run_dir, chosen.model)
     else:
@@ -39,13 +39,13 @@ def data(args: argparse.Namespace) -> str:
                 f"{args.gin_file[-1]} trains its tokenizer in the run: give --run_dir of a run, or "
                 "--gin.tokenizer.path"
             )
-        tokenizer = load_tokenizer(Path(path or f"{cache}/{TOKENIZER_DIR}"))
+        tokenizer = load_tokenizer(path or f"{cache}/{TOKENIZER_DIR}")
         corpus = open_corpus(chosen.corpus, tokenizer, chosen.model)
     chosen_data = chosen.data
     again = None
     if one:
         rows = row_stream(corpus, "train", chosen_data, chosen.rows)
-        again = make_again(Path(args.run_dir), rows, step=args.step, batch=args.batch)
+        again = make_again(to_path(args.run_dir), rows, step=args.step, batch=args.batch)
     summary = summarise(
         corpus.mixture(args.split, chosen_data),
         corpus.tokenizer,
@@ -62,7 +62,7 @@ def data(args: argparse.Namespace) -> str:
     )
     if args.html is None:
         return as_text(summary) if again is None else f"{again.said}\n\n{as_text(summary)}"
-    page = Path(args.html)
+    page = to_path(args.html)
     try:
         write_atomically(page, as_page(summary, Path(args.run_dir or args.gin_file[-1]).stem))
     except OSError as error:
@@ -91,7 +91,7 @@ def config(args: argparse.Namespace) -> str:
 
 def checkpoint(args: argparse.Namespace) -> str:
     """What a checkpoint holds."""
-    path = Path(args.checkpoint)
+    path = to_path(args.checkpoint)
     meta = read_meta(path)
     verdict = verify(path)
     shapes = array_shapes(path / "params")

@@ -12,7 +12,7 @@ from t5g2.config import did_you_mean
 from t5g2.data.sources.mixture_file import read_mixture
 from t5g2.data.sources.opening import open_mixture
 from t5g2.errors import UserError
-from t5g2.files import write_atomically
+from t5g2.files import to_path, write_atomically
 from t5g2.longcontext.curves import Point, plot, table
 from t5g2.longcontext.families import FAMILIES
 from t5g2.longcontext.haystack import Haystack, collected, read_haystack
@@ -30,12 +30,12 @@ def run(args: argparse.Namespace) -> int:
     families = _families(args.families)
     if min(args.lengths) < 1 or args.examples < 1:
         raise UserError("--lengths and --examples must be at least 1")
-    pretrained = load(Path(args.checkpoint))
+    pretrained = load(to_path(args.checkpoint))
     if args.rope_factor_global is not None:
         if not args.rope_factor_global > 0:
             raise UserError(f"--rope_factor_global must be above 0, not {args.rope_factor_global}")
         pretrained = interpolated(pretrained, args.rope_factor_global)
-    questions = read_questions(Path(args.questions)) if args.questions else ()
+    questions = read_questions(to_path(args.questions)) if args.questions else ()
     material = Material(haystack=_haystack(args.haystack, pretrained), questions=questions)
     if args.families is None and not questions:
         families = [family for family in families if family != "qa"]
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             points.append(point)
             print(table([point]).splitlines()[-1], flush=True)
             if args.out:
-                _write(Path(args.out), args, material, points, answers)
+                _write(to_path(args.out), args, material, points, answers)
     return 0
 
 
@@ -81,7 +81,7 @@ def _haystack(name: str | None, pretrained: Pretrained) -> Haystack | None:
     """The text that is named; by default the corpus, if the checkpoint has one."""
     if name not in (None, CORPUS):
         assert name is not None
-        return read_haystack(Path(name))
+        return read_haystack(to_path(name))
     if "settings" not in pretrained.meta:
         if name is None:
             return None

@@ -25,6 +25,7 @@ from t5g2.data.images import (
 )
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer
 from t5g2.errors import UserError
+from t5g2.files import marked_partial, to_path
 from t5g2.interop.hf import load_hf_params, read_hf_config
 from t5g2.interop.hf_config import from_hf_config
 from t5g2.models import generation
@@ -287,6 +288,8 @@ def describe(path: Path) -> Description:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a directory")
+    if marked_partial(path):
+        raise UserError(f"{path} is not whole: it is being written, or what wrote it was killed")
     if _is_hf(path):
         return Description(from_hf_config(read_hf_config(path)), path, {})
     meta = read_meta(path)
@@ -318,7 +321,7 @@ def load(path: str | Path, dtype: Literal["float32", "bfloat16"] | None = None) 
     Raises:
         UserError: it is neither, or it is damaged.
     """
-    path = Path(path)
+    path = to_path(path)
     config, tokenizer, meta = describe(path)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else config.dtype

@@ -9,10 +9,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from t5g2.errors import UserError
+from t5g2.files import is_remote
 from t5g2.parallel import hosts
+from t5g2.run_lease import TakenError, run_lease
 
 LOCK_FILE = "trainer.lock"
 
@@ -25,7 +27,8 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
 
     The lock is the operating system's, on a file that names its owner: it ends with the process,
     whatever ends that, and on file systems that hosts share it holds between them. What a killed
-    owner left in the file is recognised by the lock being free.
+    owner left in the file is recognised by the lock being free. In a bucket it is a lease, see
+    `run_lease`.
 
     Yields:
         What a person should know: that the last trainer was killed, or that the file system has no
@@ -38,6 +41,11 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
         yield None
         return
     path = run_dir / LOCK_FILE
+    own = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    if is_remote(run_dir):
+        with _leased(path, own) as told:
+            yield told
+        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -53,15 +61,12 @@ def run_lock(run_dir: Path) -> Iterator[str | None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
-                raise UserError(
-                    f"{run_dir} is being trained by {_owner(file)}: stop that, or name another "
-                    "--run_dir"
-                ) from error
+                raise _taken(run_dir, _owner(file)) from error
             told = f"{path}: no locks on this file system, a second trainer would go unnoticed"
         else:
             if os.fstat(file.fileno()).st_size:
                 told = f"a trainer was killed here: {_owner(file)}; going on"
-        _write(file, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+        _write(file, own)
         try:
             yield told
         finally:
@@ -75,11 +80,35 @@ def _write(file: IO[str], owner: dict[str, object]) -> None:
         file.flush()
 
 
+@contextlib.contextmanager
+def _leased(path: Path, own: dict[str, Any]) -> Iterator[str | None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            before = stack.enter_context(run_lease(path, own))
+        except TakenError as error:
+            raise _taken(path.parent, _told(error.owner)) from error
+        except OSError as error:
+            raise UserError(
+                f"--run_dir {path.parent} cannot be written: {error.strerror}"
+            ) from error
+        yield None if before is None else f"a trainer was killed here: {_told(before)}; going on"
+
+
+def _taken(run_dir: Path, owner: str) -> UserError:
+    return UserError(f"{run_dir} is being trained by {owner}: stop that, or name another --run_dir")
+
+
 def _owner(file: IO[str]) -> str:
     file.seek(0)
     try:
-        owner = json.loads(file.read())
+        return _told(json.loads(file.read()))
+    except (OSError, ValueError):
+        return _told({})
+
+
+def _told(owner: dict[str, Any]) -> str:
+    try:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
         return f"process {owner['pid']} on {owner['host']}, since {since}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return "a process that did not say its name"

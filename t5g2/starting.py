@@ -11,13 +11,15 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from t5g2.activity import Activity
-from t5g2.checkpoints.keeping import CheckpointStore, has_checkpoint
+from t5g2.checkpoints.directory import has_checkpoint
+from t5g2.checkpoints.keeping import CheckpointStore
 from t5g2.checkpoints.rollback import read_rollbacks, remove_abandoned
 from t5g2.checkpoints.store import package_versions, read_meta
 from t5g2.data.corpus import FACTS_FILE, TOKENIZER_DIR, Corpus
 from t5g2.data.packing import RowStream
 from t5g2.data.resume import continued, describe_cursors
 from t5g2.errors import UserError
+from t5g2.files import is_remote
 from t5g2.initialization import make_first_state
 from t5g2.reporting.progress import Progress
 from t5g2.run_lock import LOCK_FILE
@@ -81,16 +83,16 @@ def check_run_dir(run_dir: Path) -> None:
     """Refuses a directory that cannot be, or become, the run's.
 
     Raises:
-        UserError: it is no path of a file system, a file, or holds something else.
+        UserError: it cannot be read, is a file, or holds something else.
     """
-    if run_dir.parts[:1] and run_dir.parts[0] in ("gs:", "s3:", "memory:", "file:"):
-        raise UserError(
-            f"--run_dir {run_dir} is no path of a file system: mount the bucket, and name the "
-            "directory there"
-        )
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run_dir {run_dir} is a file")
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if not is_remote(run_dir) and run_dir.parts[:1] == ("gs:",):
+        raise UserError(f"{run_dir}: pathlib took a slash of it; t5g2.files.to_path does not")
+    try:
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UserError(f"--run_dir {run_dir} is a file")
+        names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    except OSError as error:
+        raise UserError(f"--run_dir {run_dir} cannot be read: {error.strerror}") from error
     if names and not names & {LOCK_FILE, CONFIG_FILE, FACTS_FILE, TOKENIZER_DIR}:
         raise UserError(f"--run_dir {run_dir} is not empty and holds no run: name another one")
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from t5g2.activity import Activity
-from t5g2.checkpoints.keeping import CheckpointStore, clear_remains, has_checkpoint
+from t5g2.checkpoints.directory import clear_remains, has_checkpoint
+from t5g2.checkpoints.keeping import CheckpointStore
 from t5g2.checkpoints.store import CHECKPOINTS_DIR
 from t5g2.compile_cache import use_compile_cache
 from t5g2.data.corpus import (
@@ -22,7 +23,7 @@ from t5g2.data.corpus import (
 from t5g2.data.feed import Feed
 from t5g2.data.loader import RowBatches
 from t5g2.evaluation import Averages, HeldOut
-from t5g2.files import write_atomically
+from t5g2.files import to_path, write_atomically
 from t5g2.finish import finish, is_finished, write_figures
 from t5g2.infilling import InfillingsInTraining
 from t5g2.initialization import load_teacher, starting_tokenizer
@@ -62,7 +63,7 @@ from t5g2.watchdog import Stragglers, Watchdog
 def run(args: argparse.Namespace) -> int:
     """Runs the job; see `train`."""
     settings = read_settings(args.gin_file, args.gin_bindings, args.gin_search_paths)
-    return train(settings, Path(args.run_dir), Activity(args.began))
+    return train(settings, to_path(args.run_dir), Activity(args.began))
 
 
 def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -> int:
@@ -120,7 +121,7 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
         shapes, shardings = state_shardings(settings.model, optimizer, layout)
         teacher = None
         if settings.train.teacher is not None:
-            path = Path(settings.train.teacher)
+            path = to_path(settings.train.teacher)
             with progress.stage("reading the teacher"):
                 teacher = load_teacher(path, settings.model, corpus.tokenizer, layout)
         with activity.during("compile"), progress.stage("compiling"):
@@ -148,11 +149,11 @@ def train(settings: Settings, run_dir: Path, activity: Activity | None = None) -
         heldout = HeldOut(heldout_rows, eval_step, layout, settings.evaluation.batches)
 
         # ---- State: restored, or new
-        store = CheckpointStore(
-            run_dir / CHECKPOINTS_DIR, settings.checkpoints, settings.finish.average_last
-        )
         wandb = WandbLog(settings.wandb, run_dir, progress.message)
         log = MetricsLog(run_dir, wandb) if hosts.is_first() else NoLog()
+        store = CheckpointStore(
+            run_dir / CHECKPOINTS_DIR, settings.checkpoints, settings.finish.average_last, log.flush
+        )
         with store, log, Watchdog(settings.watchdog, activity, run_dir):
 
             def begin() -> Position:

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from t5g2.activity import STARTING, Activity
+from t5g2.files import append
 from t5g2.parallel.hosts import Survey
 
 EXIT_CODE = 75
@@ -120,8 +121,7 @@ class Watchdog:
         text = f"{now} {told}\n{_stacks()}"
         try:
             where = self._run_dir / f"stacks-{socket.gethostname()}-{jax.process_index()}.txt"
-            with where.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            append(where, text + "\n")
             text += f"(also in {where})\n"
         except OSError as error:
             text += f"(could not be written to {self._run_dir}: {error.strerror})\n"

@@ -73,5 +73,5 @@ def test_changes_of_data_are_accepted_by_an_explicit_setting_alone(tmp_path):
 
 
 def test_a_bucket_is_refused_and_no_directory_of_its_name_made():
-    with pytest.raises(UserError, match=r"gs:/bucket/run is no path of a file system"):
+    with pytest.raises(UserError, match=r"gs:/bucket/run: pathlib took a slash"):
         train(settings.read_settings([RECIPE]), Path("gs://bucket/run"))

@@ -13,7 +13,7 @@ from t5g2 import settings
 from t5g2.checkpoints.store import open_arrays, read_meta, write_parameters
 from t5g2.config import differences
 from t5g2.errors import UserError
-from t5g2.files import new_directory
+from t5g2.files import local_copy, new_directory
 from t5g2.lazy_array import LazyArray
 from t5g2.models.t5gemma2 import split_frozen
 
@@ -84,7 +84,7 @@ def write_average(checkpoints: Sequence[Path], out: Path, sum_dtype: SumDtype = 
     """
     with new_directory(out) as partial:
         params, meta = average(checkpoints, sum_dtype)
-        shutil.copytree(checkpoints[-1] / meta["tokenizer"], partial / "tokenizer")
+        shutil.copytree(local_copy(checkpoints[-1] / meta["tokenizer"]), partial / "tokenizer")
         write_parameters(partial, params, {**meta, "tokenizer": "tokenizer"})
 
 

@@ -1,23 +1,19 @@
 """The checkpoints of a run: saved in the background, verified, kept and pruned.
 
-A checkpoint is written as `.<step>.partial`, and becomes `<step>` by being renamed once its
-manifest is written: what has that name is whole. The first process of a run does all that is not
-Orbax's, in a directory that all of them see.
+It counts once its manifest is written, see `t5g2.checkpoints.directory`. The first process of a run
+does all that is not Orbax's, in a directory that all of them see.
 """
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import logging
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,15 +21,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from t5g2.checkpoints.manifest import (
-    FORMAT,
-    MANIFEST,
-    DamagedError,
-    read_manifest,
-    verify,
-    write_manifest,
-)
-from t5g2.checkpoints.store import CHECKPOINTS_DIR, as_os_error, manifest_facts, read_arrays
+from t5g2.checkpoints import directory as places
+from t5g2.checkpoints.directory import Saved, permanent, saved_checkpoints, set_aside
+from t5g2.checkpoints.manifest import FORMAT, DamagedError, verify, write_manifest
+from t5g2.checkpoints.store import as_os_error, manifest_facts, read_arrays
 from t5g2.checkpoints.together import SaveBarrier
 from t5g2.errors import UserError
 from t5g2.parallel import hosts
@@ -70,78 +61,30 @@ class CheckpointConfig:
             raise ValueError(f"keep_period must be at least 1, not {self.keep_period}")
 
 
-class Saved(NamedTuple):
-    """A checkpoint of a run.
-
-    Attributes:
-        step: after which it was saved.
-        path: its directory.
-        temporary: whether it was saved out of turn and is not kept.
-    """
-
-    step: int
-    path: Path
-    temporary: bool
-
-
-def saved_checkpoints(directory: Path) -> list[Saved]:
-    """The checkpoints of a run's directory of checkpoints, by step; damaged ones, too."""
-    if not directory.is_dir():
-        return []
-    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-    paths = [directory / str(step) for step in steps]
-    return [Saved(step, path, _is_temporary(path)) for step, path in zip(steps, paths, strict=True)]
-
-
-def permanent(saved: list[Saved]) -> list[Saved]:
-    """Those of some checkpoints that a run keeps whether or not it was interrupted."""
-    return [checkpoint for checkpoint in saved if not checkpoint.temporary]
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether a run's directory of checkpoints holds a finished one; nothing is opened."""
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
-
-
-def set_aside(checkpoint: Path) -> Path:
-    """Gives a damaged checkpoint a name that is none of a step; returns where it is now."""
-    number = 1
-    while (aside := checkpoint.with_name(f"{checkpoint.name}.damaged-{number}")).exists():
-        number += 1
-    return checkpoint.rename(aside)
-
-
-def clear_remains(run_dir: Path) -> list[str]:
-    """Removes what killed processes of a run left unfinished; returns the names."""
-    patterns = (".*.partial*", ".*.tmp", ".*.pruned", "*.orbax-checkpoint-tmp*")
-    directories = (run_dir, run_dir / CHECKPOINTS_DIR)
-    remains = [path for where in directories for name in patterns for path in where.glob(name)]
-    remains += run_dir.glob("*/*.tmp")  # a tokenizer's
-    return sorted({path.name for path in remains if _remove(path)})
-
-
-@contextlib.contextmanager
-def in_use(checkpoints: list[Path]) -> Iterator[None]:
-    """Keeps checkpoints from being pruned by a run that is going on."""
-    with contextlib.ExitStack() as stack:
-        for path in checkpoints:
-            if (path / MANIFEST).is_file():
-                # Ends with the process, whatever ends that.
-                file = stack.enter_context((path / MANIFEST).open("rb"))
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
-
-
 class CheckpointStore:
     """Saves, restores and prunes the checkpoints of a run.
 
     A context manager: leaving it waits for the last write.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, averaged: int = 0) -> None:
-        """Opens `directory`, of which the newest `averaged` permanent checkpoints stay."""
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        averaged: int = 0,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens `directory`.
+
+        Args:
+            directory: of a run's checkpoints; the first process makes it.
+            config: when to save and what to keep.
+            averaged: the newest so many permanent ones stay.
+            before_commit: called in the background before a checkpoint counts, so that what it
+                stands for, such as the run's records, is on disk too.
+        """
         self.directory = directory.absolute()
+        self._before_commit = before_commit
         self._config = config
         self._kept = max(config.keep, averaged)
         self._barrier = SaveBarrier() if jax.process_count() > 1 else None
@@ -266,11 +209,13 @@ class CheckpointStore:
             "data": {"cursors": cursors},
         }
         facts = {**manifest_facts({**meta, "step": step}, items), "temporary": temporary}
-        partial = self.directory / f".{step}.partial"
+        partial = places.place(self.directory, step)
         self._last_saved = time.monotonic()
         if self._barrier:
             self._barrier.begin()
         try:
+            if hosts.is_first():
+                places.begin(self.directory, step)
             self._checkpointer.save(
                 partial,
                 args=ocp.args.Composite(
@@ -287,7 +232,7 @@ class CheckpointStore:
 
     def remove(self, checkpoint: Saved) -> None:
         """Removes a checkpoint; a process that is killed meanwhile leaves none."""
-        _remove(checkpoint.path.rename(checkpoint.path.with_name(f".{checkpoint.step}.pruned")))
+        places.prune(checkpoint.path)
 
     def wait(self) -> int:
         """Waits until what was saved is on disk; returns the newest step that is, or 0."""
@@ -348,7 +293,8 @@ class CheckpointStore:
             self._checkpointer.wait_until_finished()
             if hosts.is_first():
                 write_manifest(partial, facts)
-                partial.rename(self.path(step))
+                self._before_commit()
+                places.finish(self.directory, step)
                 self._prune()
             if self._barrier:
                 self._barrier(key="complete")
@@ -372,8 +318,7 @@ class CheckpointStore:
         if isinstance(error, ValueError) and as_os_error(error, self.directory) is None:
             raise error
         if hosts.is_first():
-            for path in self.directory.glob(f".{step}.partial*"):
-                _remove(path)
+            places.discard(self.directory, step)
         stands = max((checkpoint.step for checkpoint in self.saved()), default=None)
         told = f"step {step} could not be saved in {self.directory}: {self._why(error)}"
         if stands is None:
@@ -404,7 +349,7 @@ class CheckpointStore:
             step, path, temporary = checkpoint
             if step in keep or (period and step % period == 0 and not temporary):
                 continue
-            if not _is_in_use(path):
+            if not places.is_in_use(path):
                 self.remove(checkpoint)
 
 
@@ -428,31 +373,3 @@ def _hide_what_is_also_raised() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
-
-
-def _is_temporary(checkpoint: Path) -> bool:
-    try:
-        manifest = read_manifest(checkpoint)
-    except UserError:
-        return False  # Its files are kept for whoever verifies it.
-    return manifest is not None and bool(manifest.get("temporary"))
-
-
-def _is_in_use(checkpoint: Path) -> bool:
-    try:
-        with (checkpoint / MANIFEST).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no manifest, or a file system without locks
-        return False
-    return False
-
-
-def _remove(path: Path) -> bool:
-    """Removes a file or a directory; whether nothing of it is left."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-    return not path.exists()

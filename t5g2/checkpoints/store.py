@@ -6,6 +6,7 @@ from also hold `optimizer/` and `data/`. What is read is verified first, see `ma
 
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import itertools
@@ -26,6 +27,7 @@ from jaxtyping import Shaped
 
 from t5g2.checkpoints.manifest import FORMAT, MANIFEST, check_format, verify, write_manifest
 from t5g2.errors import UserError
+from t5g2.files import is_remote
 from t5g2.lazy_array import LazyArray
 
 CHECKPOINTS_DIR = "checkpoints"  # in a run directory
@@ -212,8 +214,10 @@ def manifest_facts(meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[s
 
 
 def as_os_error(error: ValueError, path: Path) -> OSError | None:
-    """What TensorStore, whose every error is a ValueError, reports of the operating system."""
+    """What TensorStore, whose every error is a ValueError, reports of the system or a bucket."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is None and is_remote(path):
+        return OSError(errno.EIO, " ".join(str(error).split()), str(path))
     if code is None:
         return None
     return OSError(int(code[1]), os.strerror(int(code[1])), str(path))

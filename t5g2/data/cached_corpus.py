@@ -102,7 +102,7 @@ class OpenedCache:
             UserError: naming the setting.
         """
         if config.path is not None:
-            self.check_tokenizer(load_tokenizer(Path(config.path)))
+            self.check_tokenizer(load_tokenizer(config.path))
             return
         plan, tokenizer = self.manifest.plan["tokenizer"], self.manifest.tokenizer
         made = {name: plan.get(name, tokenizer.get(name)) for name in _TOKENIZER_SETTINGS}
@@ -164,7 +164,7 @@ def cache_plan(
     if tokenizer.path is None:
         made = {name: getattr(tokenizer, name) for name in _TOKENIZER_SETTINGS}
     else:
-        made = {"given": load_tokenizer(Path(tokenizer.path)).fingerprint}
+        made = {"given": load_tokenizer(tokenizer.path).fingerprint}
     settings = spec.settings()
     return {
         "cache": {"format": FORMAT, "sources": list(names)},

@@ -23,7 +23,7 @@ from t5g2.data.sources.opening import SPLITS, TextSource, open_mixture
 from t5g2.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from t5g2.data.ul2 import Denoiser, SpecialTokens, denoisers_from, with_mode_ids
 from t5g2.errors import UserError
-from t5g2.files import write_atomically
+from t5g2.files import remove, write_atomically
 from t5g2.models.config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -418,9 +418,9 @@ def make_tokenizer(
         check_trained_ids(model, config.sentinels)
     home.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.model", "tokenizer.json"):
-        (home / name).unlink(missing_ok=True)
+        remove(home / name)
     if config.path is not None:
-        given = load_tokenizer(Path(config.path)).path
+        given = load_tokenizer(config.path).path
         write_atomically(home / f"tokenizer{given.suffix}", given.read_bytes())
         return load_tokenizer(home)
     return train_sentencepiece(

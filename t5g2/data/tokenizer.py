@@ -6,7 +6,6 @@ written with. The special ids are attributes, and the denoiser puts them where t
 """
 
 import abc
-import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from jaxtyping import Int32
 from t5g2.data.sentencepiece_model import parse_model
 from t5g2.data.sentencepiece_trainer import train_model
 from t5g2.errors import UserError
+from t5g2.files import to_path, write_atomically
 
 TokenIds = Int32[np.ndarray, " tokens"]
 
@@ -140,7 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
         """
         from sentencepiece import SentencePieceProcessor
 
-        self.path = Path(path)
+        self.path = to_path(path)
         content = _read(self.path)
         self.fingerprint = _fingerprint(content)
         proto = parse_model(self.path, content)
@@ -226,7 +226,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         import tokenizers
 
-        self.path = Path(path)
+        self.path = to_path(path)
         content = _read(self.path)
         self.fingerprint = _fingerprint(content)
         try:
@@ -292,7 +292,7 @@ def load_tokenizer(
     Raises:
         UserError: Nothing there, or nothing that can be read as a tokenizer.
     """
-    path = Path(path)
+    path = to_path(path)
     if path.is_dir():
         models = sorted(path.glob("*.model"))
         if (path / "tokenizer.json").is_file():
@@ -339,7 +339,7 @@ def train_sentencepiece(
         UserError: Too little text for `vocab_size` or none at all, too small a `vocab_size`, a
             document with a lone surrogate, or an `out` that is no `*.model` file or not writable.
     """
-    out = Path(out)
+    out = to_path(out)
     if out.suffix != ".model":
         raise UserError(f"name the tokenizer file *.model, not {out.name}")
     model = train_model(
@@ -350,16 +350,10 @@ def train_sentencepiece(
         seed=seed,
         images=images,
     )
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(model)
-        temporary.replace(out)
+        write_atomically(out, model)
     except OSError as error:
         raise UserError(f"cannot write tokenizer {out}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return SentencePieceTokenizer(out)
 
 

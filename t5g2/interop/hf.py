@@ -14,7 +14,7 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from t5g2.errors import UserError
-from t5g2.files import new_directory
+from t5g2.files import new_directory, to_path
 from t5g2.interop.hf_config import (
     WeightDtype,
     from_hf_config,
@@ -60,7 +60,7 @@ def export_hf(
         UserError: `out_dir` is taken, the parameters are not this model's, or transformers could
             not build it.
     """
-    with new_directory(Path(out_dir)) as partial:
+    with new_directory(to_path(out_dir)) as partial:
         write_hf(params, config, partial, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
@@ -118,7 +118,7 @@ def open_hf(path: Path, *, text_only: bool = False) -> tuple[ModelConfig, dict[s
         UserError: no such directory, a configuration that t5g2 does not have, a damaged file, or
             tensors that are missing, unknown or of another shape (all of them named).
     """
-    path = Path(path)
+    path = to_path(path)
     config = from_hf_config(read_hf_config(path), text_only=text_only)
     return config, _open_params(path, config)
 

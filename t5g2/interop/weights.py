@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from t5g2.errors import UserError
+from t5g2.files import local_copy
 from t5g2.lazy_array import LazyArray
 
 SINGLE = "model.safetensors"
@@ -108,7 +109,7 @@ def open_weights(directory: Path) -> dict[str, LazyArray]:
         UserError: no such file, a shard is missing, or a file is damaged.
     """
     tensors: dict[str, LazyArray] = {}
-    for path in _files(directory):
+    for path in _files(local_copy(directory)):
         try:
             with safe_open(path, "numpy"):
                 pass  # It checks that header and file agree.

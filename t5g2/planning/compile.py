@@ -20,6 +20,7 @@ from t5g2.data.packing import ImageSlots
 from t5g2.data.sources.mixture_file import ONE_TASK, read_mixture
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
+from t5g2.files import to_path
 from t5g2.kernels.layout import Layout
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
 from t5g2.parallel.batch import BatchParts
@@ -193,7 +194,7 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
         settings.optimizer, make_schedule(settings.schedule, train.total_steps)
     )
     shapes, shardings = state_shardings(settings.model, optimizer, layout)
-    teacher = None if train.teacher is None else _teacher(Path(train.teacher), layout)
+    teacher = None if train.teacher is None else _teacher(to_path(train.teacher), layout)
     traced = trace_train_step(
         layout,
         shapes,

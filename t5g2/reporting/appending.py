@@ -1,4 +1,7 @@
-"""A file that only grows, and whose writer outlasts a full disk."""
+"""A file that only grows, and whose writer outlasts a full disk.
+
+In a bucket, where nothing grows, several objects stand in its place: see `appended_objects`.
+"""
 
 import errno
 import logging
@@ -6,6 +9,8 @@ import os
 from pathlib import Path
 
 from t5g2.errors import UserError
+from t5g2.files import is_remote
+from t5g2.reporting.appended_objects import AppendedObjects, parts, read_parts
 
 # What may pass while a run goes on: no room, a quota, a network's file system that is away.
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
@@ -47,6 +52,15 @@ class AppendedFile:
                     error.strerror,
                 )
 
+    def end_line(self) -> None:
+        """Ends a last line that a power cut tore: its remains must not swallow the next."""
+        size = os.fstat(self.number).st_size
+        if size and os.pread(self.number, 1, size - 1) != b"\n":
+            self.append(b"\n")
+
+    def flush(self) -> None:
+        """Does nothing: what could be written is."""
+
     def close(self) -> None:
         """Closes the file; a second call does nothing.
 
@@ -62,3 +76,22 @@ class AppendedFile:
             self.number = -1
         if self._waiting:
             raise UserError(f"the last {len(self._waiting):,} bytes of {self.path} found no room")
+
+
+def open_appended(path: Path) -> AppendedFile | AppendedObjects:
+    """Opens a file, or what stands in its place in a bucket, for appending."""
+    return AppendedObjects(path) if is_remote(path) else AppendedFile(path)
+
+
+def has_appended(path: Path) -> bool:
+    """Whether there is such a file."""
+    return bool(parts(path)) if is_remote(path) else path.is_file()
+
+
+def read_appended(path: Path) -> bytes:
+    """All of such a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return read_parts(path) if is_remote(path) else path.read_bytes()

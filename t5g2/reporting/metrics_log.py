@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from t5g2.errors import UserError
-from t5g2.reporting.appending import AppendedFile
+from t5g2.files import to_path
+from t5g2.reporting.appending import has_appended, open_appended, read_appended
 from t5g2.reporting.tensorboard import ScalarsFile
 from t5g2.reporting.thinning import thinned
 
@@ -57,14 +58,11 @@ class MetricsLog:
             run_dir: the run's directory.
             wandb: is given the same scalars as TensorBoard, and closed with the log.
         """
-        self._run_dir = Path(run_dir)
+        self._run_dir = to_path(run_dir)
         self._wandb = wandb
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = AppendedFile(self._run_dir / FILE_NAME)
-        size = os.fstat(self._file.number).st_size
-        if size and os.pread(self._file.number, 1, size - 1) != b"\n":
-            # A power cut tore the last line; its remains must not swallow the next record.
-            self._file.append(b"\n")
+        self._file = open_appended(self._run_dir / FILE_NAME)
+        self._file.end_line()
         self._tensorboard: ScalarsFile | None = None
 
     def start(self, step: int, **facts: Value) -> None:
@@ -116,6 +114,10 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.write(step, scalars)
 
+    def flush(self) -> None:
+        """Waits until what was recorded is kept, or keeping it has failed."""
+        self._file.flush()
+
     def close(self) -> None:
         """Closes all of them; a second call does nothing.
 
@@ -154,6 +156,9 @@ class MetricsLog:
 
 class NoLog(contextlib.nullcontext[None]):
     """In place of a `MetricsLog` in processes that write none."""
+
+    def flush(self) -> None:
+        """Does nothing."""
 
     def start(self, step: int, **facts: Value) -> None:
         """Does nothing."""
@@ -238,11 +243,11 @@ def read_metrics(path: str | os.PathLike[str], most: int | None = None) -> RunHi
     Raises:
         UserError: If there is no such file.
     """
-    path = Path(path)
+    path = to_path(path)
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        content = path.read_bytes()
+        content = read_appended(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no metrics there; give the directory of a run") from error
 
@@ -303,6 +308,11 @@ def read_metrics(path: str | os.PathLike[str], most: int | None = None) -> RunHi
         superseded=superseded,
         unreadable_lines=unreadable,
     )
+
+
+def has_metrics(run_dir: Path) -> bool:
+    """Whether a process of a run has recorded anything."""
+    return has_appended(run_dir / FILE_NAME)
 
 
 def placed_by_tokens(history: RunHistory) -> list[Row]:

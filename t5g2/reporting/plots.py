@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5g2.files import write_atomically
+from t5g2.files import to_path, write_atomically
 from t5g2.reporting.metrics_log import RunHistory, placed_by_tokens
 from t5g2.reporting.numbers import compact, tick
 from t5g2.reporting.series import Curve, Points, curve, decimate, inner_names, smooth, view_top
@@ -40,7 +39,7 @@ def plot_loss(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
+    path = to_path(path)
     rows = [*history.train, *history.eval]
     by_tokens = any("tokens" in row for row in history.train)
     x = "tokens" if by_tokens else "step"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.errors import UserError
-from t5g2.files import write_atomically
+from t5g2.files import to_path, write_atomically
 from t5g2.reporting import health, report_charts
 from t5g2.reporting.goodput import goodput_section
-from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, read_metrics
+from t5g2.reporting.metrics_log import FILE_NAME, RunHistory, has_metrics, read_metrics
 from t5g2.reporting.numbers import compact, duration, grouped
 from t5g2.reporting.page import clock_time, page, table
 from t5g2.reporting.report_held_out import held_out_sections
@@ -47,11 +47,11 @@ def write_report(
     Raises:
         UserError: If there is no such run directory.
     """
-    run_dir = Path(run_dir)
+    run_dir = to_path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run directory")
-    history = read_metrics(run_dir) if (run_dir / FILE_NAME).exists() else RunHistory()
-    path = Path(path) if path is not None else run_dir / "report.html"
+    history = read_metrics(run_dir) if has_metrics(run_dir) else RunHistory()
+    path = to_path(path) if path is not None else run_dir / "report.html"
     write_atomically(path, _page(run_dir, history))
     return path
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5g2.reporting.appending import AppendedFile
+from t5g2.reporting.appending import open_appended
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
@@ -31,7 +31,7 @@ class ScalarsFile:
         directory.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
-        self._file = AppendedFile(directory / name)
+        self._file = open_appended(directory / name)
         self._append(file_version="brain.Event:2")
         if purge_step is not None:
             from tensorboardX.proto.event_pb2 import SessionLog

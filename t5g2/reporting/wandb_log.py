@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from t5g2.files import write_atomically
+from t5g2.files import is_remote, write_atomically
 
 ID_FILE = "wandb_id"
 
@@ -87,7 +87,7 @@ class WandbLog:
             id=path.read_text().strip(),
             resume="allow",
             mode=self._config.mode,
-            dir=str(self._run_dir),
+            dir=None if is_remote(self._run_dir) else str(self._run_dir),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from recovery import FAST, assert_equal_to_the_bit, damage, losses, start, steps, train, warnings
 
-from t5g2.checkpoints import keeping
+from t5g2.checkpoints.directory import in_use
 from t5g2.checkpoints.store import read_meta
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_checkpoint_in_use_is_not_pruned(recipe, tmp_path):
     run_dir = tmp_path / "run"
     settings = ("checkpoints.every=1", "checkpoints.keep=1", "train.stop_at=4")
     assert train(recipe, run_dir, *settings) == 0
-    with keeping.in_use([run_dir / "checkpoints" / "3"]):
+    with in_use([run_dir / "checkpoints" / "3"]):
         assert train(recipe, run_dir, *settings[:2], "train.stop_at=8") == 0
         assert steps(run_dir) == {"3", "7", "8"}
     assert train(recipe, run_dir, *settings[:2]) == 0

@@ -168,6 +168,10 @@ def test_scripts_pass_shellcheck(platform, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("slurm", "--nodes=1", "--", "train", "--run_dir=gs://bucket/run"),
+            "--run_dir gs://bucket/run is in a bucket, where Slurm cannot write: give --log",
+        ),
         (("local", "--", "evaluate"), "after -- there must be"),
         (("local",), "after -- there must be"),
         (("gke-tpu", *KUBERNETES, "--topology=h100:8", *TRAIN), "--topology h100:8 is no TPU"),
