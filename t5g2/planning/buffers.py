@@ -1,14 +1,18 @@
-"""Arrays that a compiled step should never hold, found in XLA's text of it."""
+"""What a compiled step should have and never hold or send, found in XLA's text of it."""
 
+import collections
 import math
 import re
+from typing import NamedTuple
 
 from t5g2.kernels.vocabulary_loss import TILE
 from t5g2.models.config import ModelConfig
+from t5g2.planning.collectives import Exchange, exchanges
 from t5g2.planning.hlo import computations
 
 _RESULT = re.compile(r"^\s*(?:ROOT )?%\S+ = (.*?) [a-z][\w-]*\(")
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+\d+(?:[a-z]\w*)?)\[([\d,]+)\]")
+_KERNEL = re.compile(r'%splash_mha_([a-z]+)\S* = .*custom_call_target="tpu_custom_call"')
 _FUSED = re.compile(r" fusion\(.*\bcalls=%([^\s,]+)")
 
 
@@ -52,6 +56,82 @@ def whole_logits(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[s
         if len(others) == len(sizes) - 1 and rows > TILE and rows not in table:
             found.append(shape)
     return found
+
+
+def attention_kernels(text: str) -> dict[str, int]:
+    """How many calls of TPU's attention kernels a module has: "fwd", "dq" and "dkv"."""
+    return dict(collections.Counter(_KERNEL.findall(text)))
+
+
+def table_exchanges(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[Exchange]:
+    """Collectives that make whole columns of the vocabulary's table, or of its gradient.
+
+    Args:
+        text: of the compiled module.
+        config: its model.
+        mesh: sizes of the mesh axes, by name, in order.
+    """
+    vocabulary = {config.vocab_size, config.vocab_size // mesh["tensor"]}
+    return [
+        exchange
+        for exchange in exchanges(text, mesh)
+        if any(vocabulary & set(shape) and len(shape) > 1 for shape in exchange.shapes)
+    ]
+
+
+class Check(NamedTuple):
+    """Something that a compiled step must be.
+
+    Attributes:
+        what: in words.
+        holds: whether it is.
+        found: what was found.
+    """
+
+    what: str
+    holds: bool
+    found: str
+
+
+def checks(
+    text: str, config: ModelConfig, room: tuple[int, int], mesh: dict[str, int], microbatches: int
+) -> list[Check]:
+    """What every step that is compiled for TPU must be.
+
+    Args:
+        text: of the compiled module.
+        config: its model.
+        room: encoder and decoder tokens of a row (S, T).
+        mesh: sizes of the mesh axes, by name, in order.
+        microbatches: of a step.
+
+    Raises:
+        ValueError: see `score_matrices`.
+    """
+    kernels = attention_kernels(text)
+    scores, logits = score_matrices(text, config, room), whole_logits(text, config, mesh)
+    moved = table_exchanges(text, config, mesh)
+    gathers = sum(e.times for e in moved if e.kind == "all-gather")
+    sums = sum(e.times for e in moved if e.kind in ("all-reduce", "reduce-scatter"))
+    others = sorted({e.kind for e in moved} - {"all-gather", "all-reduce", "reduce-scatter"})
+    # Copies of the model sum their parts of the gradient besides.
+    ways = sum(mesh[axis] > 1 for axis in ("data", "fsdp"))
+    found = f"{gathers} gathers and {sums} sums in {microbatches} microbatches"
+    return [
+        Check(
+            "attention is fused kernels, forward and backward",
+            {"fwd", "dq", "dkv"} <= set(kernels),
+            ", ".join(f"{count} x {name}" for name, count in sorted(kernels.items())) or "none",
+        ),
+        Check("no array of queries by keys", not scores, ", ".join(scores) or "none"),
+        Check("no array of all logits", not logits, ", ".join(logits) or "none"),
+        Check(
+            "the vocabulary's table is gathered at most twice a microbatch, its gradient summed "
+            "once",
+            gathers <= 2 * microbatches and sums <= ways * microbatches and not others,
+            ", ".join([found, *others]),
+        ),
+    ]
 
 
 def _held(text: str) -> dict[str, list[int]]:

@@ -3,7 +3,6 @@
 import collections
 import math
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,23 +37,45 @@ class Collective(NamedTuple):
     bytes: int
 
 
-class _Exchange(NamedTuple):
+class Exchange(NamedTuple):
+    """One collective of a program.
+
+    Attributes:
+        kind: as in `Collective`.
+        bytes: that a device sends each time.
+        group: the devices of the first one's group.
+        times: how often a step does it.
+        shapes: of the arrays that it makes.
+    """
+
     kind: str
     bytes: int
     group: tuple[int, ...]
     times: int
+    shapes: tuple[tuple[int, ...], ...]
 
 
 def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
-    """The collectives of a compiled module, most bytes first.
+    """The collectives of a compiled module summed by kind and axes, most bytes first.
 
     Args:
         text: of the module after partitioning, as XLA prints it.
         mesh: sizes of the mesh axes, by name, in order.
     """
+    sums: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+    for exchange in exchanges(text, mesh):
+        total = sums[exchange.kind, _axes(exchange.group, mesh)]
+        total[0] += exchange.times
+        total[1] += exchange.times * exchange.bytes
+    made = [Collective(kind, axes, number, size) for (kind, axes), (number, size) in sums.items()]
+    return sorted(made, key=lambda c: -c.bytes)
+
+
+def exchanges(text: str, mesh: dict[str, int]) -> list[Exchange]:
+    """The collectives of a compiled module, each once; arguments as those of `collectives`."""
     # A collective that overlaps with others stands in several computations, under one channel. All
     # those written with shard_map share a channel too: what they are of tells them apart.
-    found: dict[tuple[str, int], _Exchange] = {}
+    found: dict[tuple[str, int], Exchange] = {}
     for name, lines, times in computations(text):
         alike: collections.Counter[str] = collections.Counter()
         for number, line in enumerate(lines):
@@ -68,20 +89,14 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
                 exchange = _exchange(match, line, name, times, mesh)
                 if key not in found or exchange.times > found[key].times:
                     found[key] = exchange
-    sums: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
-    for exchange in found.values():
-        total = sums[exchange.kind, _axes(exchange.group, mesh)]
-        total[0] += exchange.times
-        total[1] += exchange.times * exchange.bytes
-    made = [Collective(kind, axes, number, size) for (kind, axes), (number, size) in sums.items()]
-    return sorted(made, key=lambda c: -c.bytes)
+    return list(found.values())
 
 
 def _exchange(
     match: re.Match[str], line: str, computation: str, times: int, mesh: dict[str, int]
-) -> _Exchange:
+) -> Exchange:
     kind, group = match["kind"], _first_group(line, math.prod(mesh.values()))
-    arrays = [_array_bytes(array) for array in _ARRAY.finditer(match["shape"])]
+    arrays = list(_ARRAY.finditer(match["shape"]))
     if match["start"] and match["shape"].startswith("("):
         # Its shape holds arguments and results (all-reduce: results alone; a permute: two more
         # numbers).
@@ -89,19 +104,20 @@ def _exchange(
             arrays = arrays[1:2]
         elif kind != "all-reduce":
             arrays = arrays[len(arrays) // 2 :]
-    size, count = sum(arrays), len(group)
+    size, count = sum(map(_array_bytes, arrays)), len(group)
     share = (count - 1) / max(count, 1)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind = "reduce-scatter"  # TPU: the scatter follows within the fusion.
     elif kind == "reduce-scatter":
         size *= count
     sent = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
-    return _Exchange(kind, round(size * sent.get(kind, share)), group, times)
+    shapes = tuple(_sizes(array["sizes"]) for array in arrays)
+    return Exchange(kind, round(size * sent.get(kind, share)), group, times, shapes)
 
 
 def _array_bytes(array: re.Match[str]) -> int:
     bits = 8 if array["type"] == "pred" else int(re.findall(r"\d+", array["type"])[0])
-    return math.prod(int(size) for size in array["sizes"].split(",") if size) * bits // 8
+    return math.prod(_sizes(array["sizes"])) * bits // 8
 
 
 def _first_group(line: str, devices: int) -> tuple[int, ...]:
@@ -128,8 +144,8 @@ def _iota(sizes: str, order: str | None) -> np.ndarray:
     return ids if order is None else ids.transpose(_sizes(order))
 
 
-def _sizes(text: str) -> Sequence[int]:
-    return [int(size) for size in text.split(",")]
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",") if size)
 
 
 def _axes(group: tuple[int, ...], mesh: dict[str, int]) -> str:

@@ -115,11 +115,13 @@ class CompiledStep(NamedTuple):
         memory: bytes on each device.
         collectives: what each device sends.
         flops: of the products that each device computes, kernels aside.
+        text: the program, as XLA prints it.
     """
 
     memory: Memory
     collectives: list[Collective]
     flops: int
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +245,7 @@ def compile_step(step: Step) -> CompiledStep | OutOfMemory:
         code=sizes.generated_code_size_in_bytes,
     )
     text = compiled.as_text()
-    return CompiledStep(memory, collectives(text, dict(step.mesh.shape)), device_flops(text))
+    return CompiledStep(memory, collectives(text, dict(step.mesh.shape)), device_flops(text), text)
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:

@@ -170,7 +170,7 @@ class Plan:
 
     def _compiled_json(self) -> dict[str, Any]:
         match self.result:
-            case CompiledStep(memory, exchanges, _):
+            case CompiledStep(memory=memory, collectives=exchanges):
                 return {
                     "memory_bytes": memory._asdict() | {"total": memory.total},
                     "headroom": self.headroom,

@@ -56,7 +56,7 @@ def _verdict(plan: Plan) -> str:
     match plan.result:
         case OutOfMemory(needed, available):
             return f"{_binary(needed):>10} out of memory: {_binary(needed - available)} too much"
-        case CompiledStep(memory, _, _):
+        case CompiledStep(memory=memory):
             assert plan.roofline is not None
             assert plan.headroom is not None
             seconds = plan.roofline.in_turn
@@ -112,7 +112,7 @@ def _memory(plan: Plan) -> str:
         (name, _binary(size)) for name, size in state._asdict().items() if size or name != "teacher"
     ]
     match plan.result:
-        case CompiledStep(memory, _, _):
+        case CompiledStep(memory=memory):
             lines += [
                 ("filled up to tiles", _binary(memory.arguments - sum(state))),
                 ("outputs", _binary(memory.outputs)),

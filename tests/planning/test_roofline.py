@@ -10,7 +10,7 @@ from t5g2.planning.topologies import Chip
 
 CHIP = Chip(name="chip", flops=1e12, hbm_bytes=10**9, hbm_bandwidth=1e10, link_bandwidth=1e9)
 SENT = [Collective("all-gather", "fsdp", 2, 300), Collective("all-reduce", "data", 1, 200)]
-COMPILED = CompiledStep(Memory(1, 2, 3, 4), SENT, flops=3 * 10**12)
+COMPILED = CompiledStep(Memory(1, 2, 3, 4), SENT, flops=3 * 10**12, text="")
 
 
 def bound(**changes):

@@ -90,8 +90,8 @@ def test_out_of_memory_comes_last_and_is_told(settings, small, monkeypatch):
     results = iter(
         [
             OutOfMemory(needed=19 * 2**30, available=round(15.75 * 2**30)),
-            CompiledStep(Memory(15 * 2**30, 0, 2**29, 0), [], 1),  # Less than 5% left.
-            CompiledStep(Memory(2**30, 0, 2**30, 0), [], 1),
+            CompiledStep(Memory(15 * 2**30, 0, 2**29, 0), [], 1, ""),  # Less than 5% left.
+            CompiledStep(Memory(2**30, 0, 2**30, 0), [], 1, ""),
         ]
     )
 
