@@ -28,11 +28,13 @@ class Candidate(NamedTuple):
         settings: the recipe, run this way.
         bytes: of memory on each device, by the estimate.
         seconds: of a step, by the estimate; the network in turn with the rest.
+        flops: that the model needs.
     """
 
     settings: Settings
     bytes: int
     seconds: float
+    flops: int
 
     @property
     def bindings(self) -> list[str]:
@@ -108,6 +110,13 @@ def search(settings: Settings, topology: Topology, count: int, stage: Stage) -> 
     chosen = candidates(settings, topology)[:count]
     found = [Found(c, make_plan(c.settings, topology, stage)) for c in chosen]
     return found if topology.platform == "gpu" else sorted(found, key=_rank)
+
+
+def estimate(settings: Settings, topology: Topology) -> Candidate:
+    """What a recipe as it stands is worth; it names its mesh and its rows of a microbatch."""
+    assert topology.chip is not None
+    counts = parameter_counts(settings.model)
+    return _estimated(settings, topology.chip, topology.count, counts)
 
 
 def _rank(found: Found) -> tuple[int, float]:
@@ -193,7 +202,8 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
     sent += turns * 2 * 4 * trained / splits * (mesh.data - 1) / mesh.data
     blocks = 2 * passes * model.num_layers * both * model.hidden_size * width
     sent += turns * 2 * blocks * (mesh.tensor - 1) / mesh.tensor
-    return Candidate(settings, int(size), max(compute, memory) + sent / chip.link_bandwidth)
+    time = max(compute, memory) + sent / chip.link_bandwidth
+    return Candidate(settings, int(size), time, flops.total)
 
 
 def _elements(model: ModelConfig, tensor: int) -> tuple[int, int]:

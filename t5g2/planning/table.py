@@ -40,7 +40,7 @@ def ranking(tried: Sequence[Candidate], found: Sequence[Found], topology: Topolo
         f"{'estimate':>22}  {'memory':>10} {'left':>6} {'step':>9} {'MFU':>6}",
     ]
     for candidate, plan in found:
-        mesh, estimate = plan.mesh, f"{_binary(candidate.bytes)} {_seconds(candidate.seconds)}"
+        mesh, estimate = plan.mesh, f"{binary(candidate.bytes)} {seconds(candidate.seconds)}"
         lines.append(
             f"  {mesh['data']:>5} {mesh['fsdp']:>5} {mesh['tensor']:>6} "
             f"{plan.parts.rows_per_device:>5} {plan.settings.model.remat:>6} {estimate:>22}  "
@@ -55,13 +55,13 @@ def ranking(tried: Sequence[Candidate], found: Sequence[Found], topology: Topolo
 def _verdict(plan: Plan) -> str:
     match plan.result:
         case OutOfMemory(needed, available):
-            return f"{_binary(needed):>10} out of memory: {_binary(needed - available)} too much"
+            return f"{binary(needed):>10} out of memory: {binary(needed - available)} too much"
         case CompiledStep(memory=memory):
             assert plan.roofline is not None
             assert plan.headroom is not None
             seconds = plan.roofline.in_turn
             return (
-                f"{_binary(memory.total):>10} {plan.headroom:>6.1%} {_seconds(seconds):>9} "
+                f"{binary(memory.total):>10} {plan.headroom:>6.1%} {seconds(seconds):>9} "
                 f"{plan.utilization(seconds):>6.1%}"
             )
     return "not compiled"
@@ -102,31 +102,31 @@ def _flops(plan: Plan) -> str:
         lines.append(("the same on more than one device", plan.repeated))
     return _columns(
         "FLOPs of a step, all devices, forward and backward; rows full, one example each",
-        [(name, f"{_decimal(count):>7} {count / total:7.1%}") for name, count in lines],
+        [(name, f"{decimal(count):>7} {count / total:7.1%}") for name, count in lines],
     )
 
 
 def _memory(plan: Plan) -> str:
     chip, state = plan.topology.chip, plan.state
     lines = [
-        (name, _binary(size)) for name, size in state._asdict().items() if size or name != "teacher"
+        (name, binary(size)) for name, size in state._asdict().items() if size or name != "teacher"
     ]
     match plan.result:
         case CompiledStep(memory=memory):
             lines += [
-                ("filled up to tiles", _binary(memory.arguments - sum(state))),
-                ("outputs", _binary(memory.outputs)),
-                ("temporaries", _binary(memory.temporaries)),
-                ("program", _binary(memory.code)),
-                ("total", _binary(memory.total)),
+                ("filled up to tiles", binary(memory.arguments - sum(state))),
+                ("outputs", binary(memory.outputs)),
+                ("temporaries", binary(memory.temporaries)),
+                ("program", binary(memory.code)),
+                ("total", binary(memory.total)),
             ]
             if chip is not None and plan.headroom is not None:
                 few = f": less than {HEADROOM:.0%}" if plan.headroom < HEADROOM else ""
-                lines.append(("of", f"{_binary(chip.hbm_bytes)}, {plan.headroom:.1%} left{few}"))
+                lines.append(("of", f"{binary(chip.hbm_bytes)}, {plan.headroom:.1%} left{few}"))
         case OutOfMemory(needed, available):
             over = needed - available
             lines.append(
-                ("needed", f"{_binary(needed)} of {_binary(available)}: {_binary(over)} too much")
+                ("needed", f"{binary(needed)} of {binary(available)}: {binary(over)} too much")
             )
         case None:
             lines.append(("temporaries", "not known: GPUs are not compiled for"))
@@ -137,7 +137,7 @@ def _memory(plan: Plan) -> str:
 
 def _network(result: CompiledStep) -> str:
     lines = [
-        (f"{kind} over {axes}", f"{number:>6,} {_decimal(size):>7}B")
+        (f"{kind} over {axes}", f"{number:>6,} {decimal(size):>7}B")
         for kind, axes, number, size in result.collectives
     ]
     return _columns("Sent by each device in a step", lines or [("nothing", "")])
@@ -146,10 +146,10 @@ def _network(result: CompiledStep) -> str:
 def _time(plan: Plan) -> str:
     bound = plan.roofline
     assert bound is not None
-    network = "not known" if bound.network is None else _seconds(bound.network)
+    network = "not known" if bound.network is None else seconds(bound.network)
     lines = [
-        ("computing", _seconds(bound.compute)),
-        ("memory", _seconds(bound.memory)),
+        ("computing", seconds(bound.compute)),
+        ("memory", seconds(bound.memory)),
         ("network", network),
     ]
     cases = [("all at the same time", bound.overlapped)]
@@ -161,7 +161,7 @@ def _time(plan: Plan) -> str:
         lines += [
             (
                 name,
-                f"{_seconds(seconds)} a step, MFU {plan.utilization(seconds):.1%}, {rate} tokens/s",
+                f"{seconds(seconds)} a step, MFU {plan.utilization(seconds):.1%}, {rate} tokens/s",
             ),
             (
                 f"  {compact(RUN_TOKENS)} tokens",
@@ -171,11 +171,12 @@ def _time(plan: Plan) -> str:
     return _columns("Shortest time of a step, by published figures: a bound, not a forecast", lines)
 
 
-def _binary(size: int) -> str:
+def binary(size: int) -> str:
+    """Bytes in GiB or MiB."""
     return f"{size / _GIB:,.2f} GiB" if size > _GIB / 10 else f"{size / _MIB:,.2f} MiB"
 
 
-def _decimal(value: float) -> str:
+def decimal(value: float) -> str:
     """Three digits and a prefix: 1.46e16 as "14.6 P"."""
     prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
     exponent = 0
@@ -184,8 +185,9 @@ def _decimal(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") + f" {prefixes[exponent]}"
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:,.3g} ms"
+def seconds(value: float) -> str:
+    """Seconds or milliseconds."""
+    return f"{value:,.2f} s" if value >= 1 else f"{value * 1000:,.3g} ms"
 
 
 def _columns(title: str, lines: Sequence[tuple[str, str]]) -> str:
