@@ -17,7 +17,7 @@ WANTED_MFU = 0.5
 _HEAD = """# Published plans
 
 Made by `python tools/publish_plans.py`, not by hand. Each is the train step of a recipe in
-`configs/recipes`, compiled for its machine, which was not there; see [planning](planning.md) for what
+`configs/recipes`, compiled for its machine, which was not there; [planning](planning.md) says what
 the numbers mean. Steps are bounds by published figures, computing and network one after the other:
 nothing here was timed on the machines named.
 """
@@ -69,6 +69,32 @@ def shortfalls(record: Mapping[str, Any]) -> list[str]:
     return lacks
 
 
+def expected(settings: Settings, topology: Topology, record: Mapping[str, Any] | None) -> str:
+    """What a recipe's header says of memory and speed, in one line.
+
+    Args:
+        settings: the recipe.
+        topology: its machine.
+        record: what was found; None: it was not compiled.
+    """
+    assert topology.chip is not None
+    room, tokens = binary(topology.chip.hbm_bytes), settings.rows
+    tokens *= settings.data.inputs_length + settings.data.targets_length
+    if record is None:
+        guess = estimate(settings, topology)
+        size, time, how = guess.bytes, guess.seconds, "estimated, not compiled yet"
+        mfu = utilization(topology.chip, topology.count, guess.flops, guess.seconds)
+    elif record["fits"] is False:
+        return f"Expected: {record['out_of_memory']['needed'] / 2**30:.2f} GiB: out of memory."
+    else:
+        size, (time, mfu) = _compiled(record)["memory_bytes"]["total"], in_turn(record)
+        how = "compiled for CPU devices" if "stand_in" in record else "compiled"
+    return (
+        f"Expected ({how}): {binary(size)} of {room}; at best {compact(tokens / time)} tokens/s, "
+        f"MFU {mfu:.0%}."
+    )
+
+
 def headroom(record: Mapping[str, Any]) -> float | None:
     """Share of a device's memory that is left; None: it does not fit."""
     memory = _compiled(record).get("memory_bytes")
@@ -96,7 +122,7 @@ def _compiled(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _overview(records: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        "| recipe | machine | rows | mesh | remat | memory | left | step | MFU | tokens/s | 2T tokens |",
+        "| recipe | machine | rows | mesh | remat | memory | left | step | MFU | tokens/s | 2T |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, record in records.items():

@@ -17,6 +17,9 @@ from t5g2.settings import Settings
 _REMAT: tuple[RematPolicy, ...] = ("none", "dots", "full")
 # Parameters, gradients and the two moments of AdamW, in float32; what does not train has the first.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
+# Of attention's forward pass, what its backward kernels make again: each of the two the scores, and
+# one of them the product with the values.
+_ATTENTION_AGAIN = 1.5
 # Rows of logits that the loss makes at a time, and again in the backward pass.
 _TILE = 512
 
@@ -190,8 +193,10 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
     again.pop("vocabulary head", None)
     if model.remat == "none":
         again = {}
-    logits = load.rows * load.targets * head_flops(model)
-    compute = (flops.total + sum(again.values()) + logits) / (devices * chip.flops)
+    more = sum(again.values()) + load.rows * load.targets * head_flops(model)
+    attended = sum(amount for part, amount in flops.trained.items() if "attention" in part)
+    more += _ATTENTION_AGAIN * attended
+    compute = (flops.total + more) / (devices * chip.flops)
     passes = 3 if model.remat == "full" else 2
     weights = width * trained / mesh.tensor
     memory = turns * passes * weights / chip.hbm_bandwidth

@@ -59,10 +59,10 @@ def _verdict(plan: Plan) -> str:
         case CompiledStep(memory=memory):
             assert plan.roofline is not None
             assert plan.headroom is not None
-            seconds = plan.roofline.in_turn
+            time = plan.roofline.in_turn
             return (
-                f"{binary(memory.total):>10} {plan.headroom:>6.1%} {seconds(seconds):>9} "
-                f"{plan.utilization(seconds):>6.1%}"
+                f"{binary(memory.total):>10} {plan.headroom:>6.1%} {seconds(time):>9} "
+                f"{plan.utilization(time):>6.1%}"
             )
     return "not compiled"
 
@@ -155,13 +155,13 @@ def _time(plan: Plan) -> str:
     cases = [("all at the same time", bound.overlapped)]
     if bound.network is not None:
         cases.append(("network in turn with the rest", bound.in_turn))
-    for name, seconds in cases:
-        needed = plan.budget(seconds)
-        rate = compact(plan.load.tokens / seconds)
+    for name, time in cases:
+        needed = plan.budget(time)
+        rate = compact(plan.load.tokens / time)
         lines += [
             (
                 name,
-                f"{seconds(seconds)} a step, MFU {plan.utilization(seconds):.1%}, {rate} tokens/s",
+                f"{seconds(time)} a step, MFU {plan.utilization(time):.1%}, {rate} tokens/s",
             ),
             (
                 f"  {compact(RUN_TOKENS)} tokens",
