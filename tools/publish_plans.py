@@ -4,9 +4,10 @@
     python tools/publish_plans.py 270m_v5e-16 ...      # these alone; the others stay as they are
     python tools/publish_plans.py --render             # docs/plans.md again, nothing compiled
 
-What was found is kept in docs/plans.json, one record for each recipe. A step for TPU is checked,
-too: fused attention, no large buffers, no needless exchange of the vocabulary's table. Exits with 1
-if a plan that it made falls short of what is wanted, and says of what.
+What was found is kept in docs/plans.json, one record for each recipe, and told in a line of each
+recipe's header. A step for TPU is checked, too: fused attention, no large buffers, no needless
+exchange of the vocabulary's table. Exits with 1 if a plan that it made falls short of what is
+wanted, and says of what.
 
 A GPU's compiler needs a GPU. Such a recipe is compiled for as many CPU devices instead, which run
 the same program but for the attention kernels that neither has; its memory and what it sends stand
@@ -19,6 +20,7 @@ import contextlib
 import importlib.metadata
 import json
 import multiprocessing
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from t5g2.files import write_atomically
 from t5g2.planning.buffers import checks
 from t5g2.planning.compile import CompiledStep
 from t5g2.planning.plan import HEADROOM, Plan, make_plan
-from t5g2.planning.publishing import WANTED_MFU, page, shortfalls
+from t5g2.planning.publishing import WANTED_MFU, expected, page, shortfalls
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
 
@@ -48,7 +50,7 @@ PUBLISHED = {
 def record(name: str) -> dict[str, Any]:
     """Compiles a recipe's step and says what it is; in a process of its own."""
     topology = find_topology(PUBLISHED[name])
-    settings = read_settings([str(ROOT / f"configs/recipes/{name}.gin")])
+    settings = read_settings([str(_recipe(name))])
 
     def planned(machine: str) -> Plan:
         return make_plan(settings, find_topology(machine), lambda _: contextlib.nullcontext())
@@ -63,6 +65,10 @@ def record(name: str) -> dict[str, Any]:
         made = checks(plan.result.text, settings.model, room, plan.mesh, plan.parts.accumulation)
         found["checks"] = [check._asdict() for check in made]
     return found
+
+
+def _recipe(name: str) -> Path:
+    return ROOT / f"configs/recipes/{name}.gin"
 
 
 def _versions() -> dict[str, str]:
@@ -101,11 +107,13 @@ def main() -> int:
         for what in shortfalls(records[name]):
             failed = True
             print(f"{name}: {what}", file=sys.stderr)
-    settings = {
-        name: read_settings([str(ROOT / f"configs/recipes/{name}.gin")]) for name in PUBLISHED
-    }
+    settings = {name: read_settings([str(_recipe(name))]) for name in PUBLISHED}
     machines = {name: find_topology(machine) for name, machine in PUBLISHED.items()}
     write_atomically(PAGE, page(settings, machines, records))
+    for name, recipe in settings.items():
+        line = expected(recipe, machines[name], records.get(name))
+        text = _recipe(name).read_text()
+        write_atomically(_recipe(name), re.sub("(?m)^# Expected.*$", f"# {line}", text))
     print(f"wanted: {HEADROOM:.0%} of the memory left, MFU {WANTED_MFU:.0%}; see {PAGE}")
     return int(failed)
 

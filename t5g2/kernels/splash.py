@@ -73,11 +73,9 @@ def splash(
         interpret: run the kernel in XLA, which any device can.
     """
     length, heads = query.shape[1:3]
-    block = _block(length)
-    own = -(-length // block) * block
+    own = filled_length(length)
     crossed = 0 if memory is None else memory.key.shape[1]
-    key_block = _block(own + crossed)
-    total = -(-(own + crossed) // key_block) * key_block
+    total = filled_length(own + crossed)
 
     def joined(mine: Array, theirs: Array | None) -> Array:
         parts = [_filled(mine, own)] if theirs is None else [_filled(mine, own), theirs]
@@ -91,10 +89,16 @@ def splash(
     segments = splash_attention.SegmentIds(
         _filled(query_segment_ids, own).astype(jnp.int32), key_segment_ids.astype(jnp.int32)
     )
-    kernel = _kernel(MergedMask(own, total, window), heads, (block, key_block), interpret)
+    kernel = _kernel(MergedMask(own, total, window), heads, (_block(own), _block(total)), interpret)
     by_head = (jnp.swapaxes(x, 1, 2) for x in (_filled(query * scale, own), key, value))
     out = jnp.swapaxes(jax.vmap(kernel)(*by_head, segments), 1, 2)[:, :length]
     return jnp.where(query_segment_ids[..., None, None] != 0, out, 0)
+
+
+def filled_length(length: int) -> int:
+    """What a length becomes that is filled up to whole blocks."""
+    block = _block(length)
+    return -(-length // block) * block
 
 
 def _block(length: int) -> int:

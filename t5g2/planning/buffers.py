@@ -5,6 +5,7 @@ import math
 import re
 from typing import NamedTuple
 
+from t5g2.kernels.splash import filled_length
 from t5g2.kernels.vocabulary_loss import TILE
 from t5g2.models.config import ModelConfig
 from t5g2.planning.collectives import Exchange, exchanges
@@ -19,6 +20,8 @@ _FUSED = re.compile(r" fusion\(.*\bcalls=%([^\s,]+)")
 def score_matrices(text: str, config: ModelConfig, lengths: tuple[int, int]) -> list[str]:
     """Arrays of all queries by all keys: attention that costs memory in the square of the length.
 
+    Queries and keys are those of either side or of both, filled up to whole blocks or not.
+
     Args:
         text: of the compiled module.
         config: its model.
@@ -30,7 +33,10 @@ def score_matrices(text: str, config: ModelConfig, lengths: tuple[int, int]) -> 
     Raises:
         ValueError: a length is also a size of the model, so that nothing can be told from shapes.
     """
-    tokens = {*lengths, sum(lengths)}
+    inputs, targets = lengths
+    filled = filled_length(targets)
+    tokens = {inputs, targets, inputs + targets, filled_length(inputs), filled}
+    tokens.add(filled_length(filled + inputs))
     sizes = {config.hidden_size, config.mlp_dim, config.vocab_size, config.head_dim}
     if shared := tokens & sizes:
         raise ValueError(f"{min(shared)} is a length of rows and a size of the model")

@@ -193,7 +193,7 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
     again.pop("vocabulary head", None)
     if model.remat == "none":
         again = {}
-    more = sum(again.values()) + load.rows * load.targets * head_flops(model)
+    more: float = sum(again.values()) + load.rows * load.targets * head_flops(model)
     attended = sum(amount for part, amount in flops.trained.items() if "attention" in part)
     more += _ATTENTION_AGAIN * attended
     compute = (flops.total + more) / (devices * chip.flops)
