@@ -90,8 +90,8 @@ def expected(settings: Settings, topology: Topology, record: Mapping[str, Any] |
         size, (time, mfu) = _compiled(record)["memory_bytes"]["total"], in_turn(record)
         how = "compiled for CPU devices" if "stand_in" in record else "compiled"
     return (
-        f"Expected ({how}): {binary(size)} of {room}; by the roofline {compact(tokens / time)} tokens/s, "
-        f"MFU {mfu:.0%}."
+        f"Expected ({how}): {binary(size)} of {room}; by the roofline "
+        f"{compact(tokens / time)} tokens/s, MFU {mfu:.0%}."
     )
 
 
