@@ -34,8 +34,9 @@ class AppendedObjects:
         self._number = max(numbers) + 1
         self._objects: dict[int, bytes] = {self._number: b""}
         self._changed = threading.Condition()
-        self._calls, self._put, self._failed = 0, 0, False  # calls, and those of them that are put
-        self._closing = False
+        self._calls, self._put = 0, 0  # calls of append, and those of them that are put
+        self._tries, self._failed = 0, 0  # attempts begun, and the last of them, if it failed
+        self._hurry, self._closing = False, False
         self._thread = threading.Thread(target=self._work, name=f"put {path.name}", daemon=True)
         self._thread.start()
 
@@ -52,10 +53,12 @@ class AppendedObjects:
         """Does nothing: no object is torn."""
 
     def flush(self) -> None:
-        """Waits until all of it is put, or putting it has failed."""
+        """Waits until all of it is put, or an attempt begun after this call has failed."""
         with self._changed:
-            calls = self._calls
-            self._changed.wait_for(lambda: self._put >= calls or self._failed)
+            calls, tries = self._calls, self._tries
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._put >= calls or self._failed > tries)
 
     def close(self) -> None:
         """Ends it; a second call does nothing.
@@ -79,19 +82,24 @@ class AppendedObjects:
                 if self._put == self._calls:
                     return
                 closing, calls, objects = self._closing, self._calls, dict(self._objects)
-            failed = not self._try(objects)
+                self._tries += 1
+                self._hurry = False
+            put = self._try(objects)
             with self._changed:
-                self._failed = failed
-                if not failed:
+                self._failed = 0 if put else self._tries
+                if put:
                     self._put = calls
                     for number in objects.keys() - {self._number}:
                         del self._objects[number]
                 self._changed.notify_all()
                 if closing:
                     return
-                self._changed.wait_for(
-                    lambda: self._closing, _SECONDS_AFTER_FAILURE if failed else _SECONDS
-                )
+                if put:
+                    self._changed.wait_for(lambda: self._closing, _SECONDS)
+                else:
+                    self._changed.wait_for(
+                        lambda: self._closing or self._hurry, _SECONDS_AFTER_FAILURE
+                    )
 
     def _try(self, objects: dict[int, bytes]) -> bool:
         try:
