@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Bool, Float, Int
 
@@ -15,6 +16,10 @@ from t5g2.errors import UserError
 from t5g2.kernels.on_mesh import current_mesh, on_each_device, target_platform
 
 Backend = Literal["reference", "blockwise", "splash"]
+
+# What `jax.checkpoint`'s policies know attention's results by, and what else its backward pass
+# needs that queries, keys and values do not tell.
+RESULTS = "attention"
 
 # What a back end that is not XLA's runs on.
 _PLATFORMS: dict[Backend, str] = {"splash": "tpu"}
@@ -120,6 +125,8 @@ def attention(
     are, and the positions of a segment to count by one along the row, as they do in batches and in
     prompts. Where there are other keys, as in a decoder's cache, the reference attends.
 
+    A policy of `jax.checkpoint` that saves `RESULTS` keeps the backward pass from attending anew.
+
     Args:
         query: [B, T, H, N] queries, after normalisation and RoPE.
         query_segment_ids: [B, T].
@@ -154,10 +161,12 @@ def attention(
         return split(query, query_segment_ids, keys, memory)
     unknown = offset is None and not same and not _sees_all(window)
     if chosen == "reference" or unknown or length < 2 * block:
-        return reference_attention(*inputs, memory, window=window, scale=scale)
-    return _blockwise_attention(
-        *inputs, memory, window=window, scale=scale, block=block, offset=offset or 0
-    )
+        out = reference_attention(*inputs, memory, window=window, scale=scale)
+    else:
+        out = _blockwise_attention(
+            *inputs, memory, window=window, scale=scale, block=block, offset=offset or 0
+        )
+    return checkpoint_name(out, RESULTS)
 
 
 # Queries worked on at a time where every key is seen, and at least so many where a window is.

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Float, Int
 
-from t5g2.kernels.attention import KeyValues, Window
+from t5g2.kernels.attention import RESULTS, KeyValues, Window
 
 # Queries and keys of a block: larger ones fill the vector memory of v5e and v5p.
 _BLOCK = 512
@@ -131,6 +131,7 @@ def _kernel(mask: MergedMask, heads: int, blocks: tuple[int, int], interpret: bo
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=RESULTS,
             interpret=interpret,
         )
     # Constants of numpy belong to no device and to no trace.

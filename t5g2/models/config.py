@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-RematPolicy = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "dots", "attention", "full"]
 AttentionBackend = Literal["auto", "reference", "blockwise", "splash"]
 
 # What changes how the model is computed but not which function it computes: a run may be resumed
@@ -107,7 +107,8 @@ class ModelConfig:
             themselves are float32.
         scan_layers: scan over the local/global pattern instead of unrolling the layers: compiles
             faster, same function.
-        remat: what the backward pass recomputes: nothing, all but matrix products, or all.
+        remat: what the backward pass recomputes of a layer: nothing ("none"), all but products with
+            weights and attention ("dots"), all but attention ("attention"), or all ("full").
         attention: what training and evaluation attend with; auto: what suits the devices (see
             `kernels.attention.choose_backend`).
     """

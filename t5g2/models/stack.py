@@ -7,11 +7,22 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5g2.kernels.attention import KeyValues, Window
+from t5g2.kernels.attention import RESULTS, KeyValues, Window
 from t5g2.kernels.layout import LENGTH, ROWS, place
 from t5g2.models.attention import Attention, Rotate
 from t5g2.models.config import ModelConfig
 from t5g2.models.layers import FeedForward, RMSNorm, Rotation
+
+_policies = jax.checkpoint_policies
+_attention = _policies.save_only_these_names(RESULTS)
+# What each `ModelConfig.remat` keeps of a layer for the backward pass.
+_KEPT = {
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _attention
+    ),
+    "attention": _attention,
+    "full": None,
+}
 
 
 class Tokens(NamedTuple):
@@ -121,12 +132,7 @@ class Stack(nnx.Module):
             return apply(nnx.merge(graph, layer_state), is_global, x)
 
         if config.remat != "none":
-            policy = (
-                jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-                if config.remat == "dots"
-                else None
-            )
-            one = jax.checkpoint(one, policy=policy, static_argnums=(2,))
+            one = jax.checkpoint(one, policy=_KEPT[config.remat], static_argnums=(2,))
 
         def run(x: Array, states: nnx.State, first: int, count: int) -> Array:
             for i in range(count):

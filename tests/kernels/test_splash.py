@@ -1,5 +1,6 @@
 """TPU's splash kernel, interpreted, against the reference; and who gets it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from packed_rows import SCALE, long_rows
 
 from t5g2.errors import UserError
-from t5g2.kernels.attention import Window, choose_backend, reference_attention
+from t5g2.kernels.attention import RESULTS, Window, choose_backend, reference_attention
 from t5g2.kernels.splash import MergedMask, splash
 
 # Lengths of both sides (no multiples of a block), heads, key and value heads.
@@ -55,6 +56,27 @@ def test_splash_equals_the_reference_in_value_and_gradient(case):
     np.testing.assert_allclose(out, expected, atol=1e-5)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_gradients_are_the_same_where_results_are_kept():
+    query, own, keys, memory = long_rows(130, 200, heads=(4, 2))
+
+    def gradient(policy):
+        @functools.partial(jax.checkpoint, policy=policy)
+        def attend(query, near, far):
+            window = Window(40, 0)
+            return splash(query, own[0], near, far, window=window, scale=SCALE, interpret=True)
+
+        def total(query, key, value):
+            return jnp.sin(attend(query, keys._replace(key=key, value=value), memory)).sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, keys.key, keys.value)
+
+    expected = gradient(jax.checkpoint_policies.everything_saveable)
+    kept = gradient(jax.checkpoint_policies.save_only_these_names(RESULTS))
+    for ours, theirs in zip(kept, expected, strict=True):
+        assert np.abs(theirs).max() > 0.01
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("window", [Window(None, None), Window(2, 0), Window(1, 3)])

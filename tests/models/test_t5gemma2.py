@@ -141,7 +141,7 @@ def encoder_value_and_gradient(config):
 EXECUTIONS = [
     {"scan_layers": scan_layers, "remat": remat}
     for scan_layers in (True, False)
-    for remat in ("none", "dots", "full")
+    for remat in ("none", "dots", "attention", "full")
 ][1:]
 
 

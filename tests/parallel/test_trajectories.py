@@ -31,7 +31,8 @@ CASES = {name: {"mesh": mesh} for name, mesh in MESHES.items()}
 for name in ("data", "fsdp-tensor-context"):
     CASES[f"{name}, images"] = {"mesh": MESHES[name], "images": True}
 CASES["2 microbatches"] = {"mesh": MIXED, "accumulation": 2}
-CASES["remat full"] = {"mesh": MIXED, "model": {"remat": "full"}}
+for remat in ("dots", "attention", "full"):
+    CASES[f"remat {remat}"] = {"mesh": MIXED, "model": {"remat": remat}}
 
 
 def trajectories(devices, cases):
