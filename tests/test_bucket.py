@@ -168,6 +168,26 @@ def test_what_a_failing_store_does_not_take_is_kept_and_told_once(
     assert sum("is kept until it can be" in line for line in caplog.messages) == 1
 
 
+def test_what_is_appended_while_its_object_is_put_is_put_too(run_dir, monkeypatch):
+    monkeypatch.setattr(appended_objects, "_LONGEST", 8)  # bytes
+    monkeypatch.setattr(appended_objects, "_SECONDS", 0.01)
+    path, done = run_dir / "lines", []
+    write_bytes = type(path).write_bytes
+
+    def append_to_it_and_begin_the_next(part, data):
+        if not done:
+            done.append(part)
+            log.append(b"two\n")
+            log.append(b"three\n")
+        return write_bytes(part, data)
+
+    monkeypatch.setattr(type(path), "write_bytes", append_to_it_and_begin_the_next)
+    log = appended_objects.AppendedObjects(path)
+    log.append(b"one\n")
+    log.close()
+    assert appended_objects.read_parts(path) == b"one\ntwo\nthree\n"
+
+
 def test_records_that_never_find_room_are_an_error(run_dir, objects):
     log = MetricsLog(run_dir)
     objects.refuses = "metrics"
@@ -197,7 +217,7 @@ def test_inspect_run_and_the_report(run_dir, objects, capsys):
 def quick(monkeypatch):
     monkeypatch.setattr(run_lease, "_SETTLING_SECONDS", 0.05)
     monkeypatch.setattr(run_lease, "_LOOKS_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(run_lease, "_GIVEN_UP_AFTER", 0.6)
+    monkeypatch.setattr(run_lease, "_GIVEN_UP_AFTER", 3.0)
     monkeypatch.setattr(run_lease, "RENEWED_EVERY_SECONDS", 0.1)
 
 
@@ -234,10 +254,16 @@ def test_a_killed_trainer_of_this_machine_is_recognised_at_once(run_dir, monkeyp
     assert time.monotonic() - begin < 5
 
 
-@pytest.mark.usefixtures("quick")
 def test_of_two_that_begin_at_once_one_goes_on(run_dir, monkeypatch):
-    monkeypatch.setattr(run_lease, "_SETTLING_SECONDS", 0.5)
+    monkeypatch.setattr(run_lease, "_SETTLING_SECONDS", 2.0)
     ended, over = [], threading.Event()
+    both, put = threading.Barrier(2, timeout=20), run_lease._Lease.put
+
+    def put_beside_the_other(lease):
+        both.wait()  # both have seen that nobody has it
+        put(lease)
+
+    monkeypatch.setattr(run_lease._Lease, "put", put_beside_the_other)
 
     def begin():
         try:

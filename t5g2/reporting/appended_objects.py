@@ -89,10 +89,11 @@ class AppendedObjects:
                 self._failed = 0 if put else self._tries
                 if put:
                     self._put = calls
-                    for number in objects.keys() - {self._number}:
-                        del self._objects[number]
+                    for number, data in objects.items():
+                        if number != self._number and self._objects[number] is data:
+                            del self._objects[number]
                 self._changed.notify_all()
-                if closing:
+                if closing and not put:
                     return
                 if put:
                     self._changed.wait_for(lambda: self._closing, _SECONDS)
