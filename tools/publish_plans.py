@@ -6,8 +6,8 @@
 
 What was found is kept in docs/plans.json, one record for each recipe, and told in a line of each
 recipe's header. A step for TPU is checked, too: fused attention, no large buffers, no needless
-exchange of the vocabulary's table. Exits with 1 if a plan that it made falls short of what is
-wanted, and says of what.
+exchange of the vocabulary's table; one that fails is not published, and what was there before
+stays. Exits with 1 if a plan that it made falls short of what is wanted, and says of what.
 
 A GPU's compiler needs a GPU. Such a recipe is compiled for as many CPU devices instead, which run
 the same program but for the attention kernels that neither has; its memory and what it sends stand
@@ -98,15 +98,19 @@ def main() -> int:
             1, mp_context=multiprocessing.get_context("spawn")
         ) as pool:
             try:
-                records[name] = pool.submit(record, name).result()
+                found = pool.submit(record, name).result()
             except UserError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 2
-        ordered = {name: records[name] for name in PUBLISHED if name in records}
-        write_atomically(RECORDS, json.dumps(ordered, indent=1) + "\n")
-        for what in shortfalls(records[name]):
+        for what in shortfalls(found):
             failed = True
             print(f"{name}: {what}", file=sys.stderr)
+        if not all(check["holds"] for check in found.get("checks", [])):
+            print(f"{name}: not published", file=sys.stderr)
+            continue
+        records[name] = found
+        ordered = {name: records[name] for name in PUBLISHED if name in records}
+        write_atomically(RECORDS, json.dumps(ordered, indent=1) + "\n")
     settings = {name: read_settings([str(_recipe(name))]) for name in PUBLISHED}
     machines = {name: find_topology(machine) for name, machine in PUBLISHED.items()}
     write_atomically(PAGE, page(settings, machines, records))

@@ -21,7 +21,7 @@ from t5g2.parallel.mesh import configure_devices
 from t5g2.planning.collectives import collectives
 from t5g2.planning.compile import trace_step
 from t5g2.planning.executed import executed
-from t5g2.planning.products import device_flops
+from t5g2.planning.products import device_products
 from t5g2.settings import read_settings
 
 TABLE = Path(__file__).parents[1] / "tests" / "planning" / "step_costs.json"
@@ -78,7 +78,7 @@ def measure() -> dict[str, Costs]:
         text, sizes = compiled.as_text(), compiled.memory_analysis()
         sent = collectives(text, dict(step.mesh.shape))
         found[name] = {
-            "flops": device_flops(text),
+            "flops": device_products(text).flops,
             "traced flops": executed(step.traced.jaxpr).flops,
             "bytes accessed": int(compiled.cost_analysis()["bytes accessed"]),
             "arguments": sizes.argument_size_in_bytes,

@@ -29,7 +29,7 @@ from t5g2.parallel.rules import batch_shardings, check_room, make_layout, parame
 from t5g2.planning.collectives import Collective, collectives
 from t5g2.planning.flops import Load
 from t5g2.planning.placement import shard_bytes
-from t5g2.planning.products import device_flops
+from t5g2.planning.products import Products, device_products
 from t5g2.planning.topologies import Topology
 from t5g2.pretrained import describe
 from t5g2.settings import Settings
@@ -114,13 +114,13 @@ class CompiledStep(NamedTuple):
     Attributes:
         memory: bytes on each device.
         collectives: what each device sends.
-        flops: of the products that each device computes, kernels aside.
+        products: FLOPs of those that each device computes, kernels aside.
         text: the program, as XLA prints it.
     """
 
     memory: Memory
     collectives: list[Collective]
-    flops: int
+    products: Products
     text: str
 
 
@@ -245,7 +245,9 @@ def compile_step(step: Step) -> CompiledStep | OutOfMemory:
         code=sizes.generated_code_size_in_bytes,
     )
     text = compiled.as_text()
-    return CompiledStep(memory, collectives(text, dict(step.mesh.shape)), device_flops(text), text)
+    return CompiledStep(
+        memory, collectives(text, dict(step.mesh.shape)), device_products(text), text
+    )
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:

@@ -9,10 +9,14 @@ _CALL = re.compile(
     r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%([^\s,)]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_LOOP = re.compile(r" while\(.*condition=%(?P<condition>[^\s,)]+)")
+_LOOP = re.compile(r" while\(.*condition=%(?P<condition>[^\s,)]+), body=%(?P<body>[^\s,)]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BOUND = re.compile(r"%(\S+) = [su]32\[\]\S* constant\((\d+)\)")
-_COMPARE = re.compile(r"ROOT .* compare\(%\S+, %(\S+?)\), direction=LT")
+_COMPARE = re.compile(r"ROOT .* compare\(%(\S+), %(\S+?)\), direction=LT")
+_ELEMENT = re.compile(r"%(\S+) = \S+ get-tuple-element\(%\S+\), index=(\d+)")
+_ADD = re.compile(r"%(\S+) = [su]32\[\]\S* add\(%(\S+), %(\S+?)\)")
+_COPY = re.compile(r"%(\S+) = [su]32\[\]\S* copy\(%(\S+?)\)")
+_TUPLE = re.compile(r"ROOT .* tuple\((%[^()]*)\)")
 
 
 class Computation(NamedTuple):
@@ -61,7 +65,7 @@ def _multiplicities(bodies: dict[str, list[str]]) -> dict[str, int]:
                 continue
             turns = 1
             if match := _LOOP.search(line):
-                turns = _trip_count(line, bodies[match["condition"]])
+                turns = _trip_count(line, bodies[match["condition"]], bodies[match["body"]])
             callees = _CALL.findall(line)
             if branches := _BRANCHES.search(line):
                 callees += [branch.strip().lstrip("%") for branch in branches[1].split(",")]
@@ -77,12 +81,45 @@ def _multiplicities(bodies: dict[str, list[str]]) -> dict[str, int]:
     return times
 
 
-def _trip_count(loop: str, condition: list[str]) -> int:
+def _trip_count(loop: str, condition: list[str], body: list[str]) -> int:
     """How often a loop turns: XLA knows, or it counts from 0 to the constant in its condition."""
     if known := _TRIPS.search(loop):
         return int(known[1])
-    bounds = {m[1]: int(m[2]) for line in condition if (m := _BOUND.search(line))}
-    compared = [m[1] for line in condition if (m := _COMPARE.search(line))]
-    if len(compared) != 1 or compared[0] not in bounds:
+    bounds = _constants(condition)
+    compared = [match.groups() for line in condition if (match := _COMPARE.search(line))]
+    if len(compared) != 1 or compared[0][1] not in bounds:
         raise NotImplementedError(f"a loop of unknown length: {loop.strip()[:200]}")
-    return bounds[compared[0]]
+    counter, bound = compared[0]
+    return -(-bounds[bound] // _step(_elements(condition).get(counter), body))
+
+
+def _step(place: int | None, body: list[str]) -> int:
+    """What a turn adds to the counter at that place of a loop's state; 1 if it does not say.
+
+    XLA unrolls the loops that it makes of products and exchanges: two turns in one.
+    """
+    results = [match[1] for line in body if (match := _TUPLE.search(line))]
+    if place is None or not results:
+        return 1
+    copies = {match[1]: match[2] for line in body if (match := _COPY.search(line))}
+    counter = re.findall(r"%([^\s,]+)", results[0])[place]
+    counter = copies.get(counter, counter)
+    elements, constants = _elements(body), _constants(body)
+    for line in body:
+        if (match := _ADD.search(line)) and match[1] == counter:
+            one, other = match[2], match[3]
+            if elements.get(one) == place and other in constants:
+                return constants[other]
+            if elements.get(other) == place and one in constants:
+                return constants[one]
+    return 1
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+    """The numbers among a computation's values, by their names."""
+    return {m[1]: int(m[2]) for line in lines if (m := _BOUND.search(line))}
+
+
+def _elements(lines: list[str]) -> dict[str, int]:
+    """Which place of the computation's argument a value is, by its name."""
+    return {m[1]: int(m[2]) for line in lines if (m := _ELEMENT.search(line))}

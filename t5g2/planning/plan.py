@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from t5g2.kernels.attention import Backend, choose_backend
-from t5g2.models.config import ModelConfig
+from t5g2.models.config import ModelConfig, RematPolicy
 from t5g2.models.t5gemma2 import abstract_model, parameter_tree, split_frozen
 from t5g2.parallel.batch import BatchParts
 from t5g2.planning.compile import (
@@ -82,6 +82,13 @@ class Plan:
         return self.executed.flops - known
 
     @property
+    def made_again(self) -> int:
+        """FLOPs of products that XLA itself makes again to spare memory; 0 if that is not known."""
+        if not isinstance(self.result, CompiledStep):
+            return 0
+        return self.topology.count * self.result.products.again
+
+    @property
     def repeated(self) -> int:
         """FLOPs that more than one device spends on the same products; 0 if that is not known.
 
@@ -91,7 +98,7 @@ class Plan:
         if not isinstance(self.result, CompiledStep):
             return 0
         by_xla = self.executed.flops - self.executed.in_kernels
-        return self.topology.count * self.result.flops - by_xla
+        return self.topology.count * self.result.products.flops - self.made_again - by_xla
 
     @property
     def fits(self) -> bool | None:
@@ -130,8 +137,10 @@ class Plan:
             more = fsdp < self.topology.count // self.mesh["tensor"]
             what = "raise mesh.fsdp" if more else "take a larger slice"
             return f"parameters, optimizer and batch alone fill a device: {what}"
-        if self.settings.model.remat != "full":
-            return f"set model.remat = 'full' (now '{self.settings.model.remat}')"
+        remat = self.settings.model.remat
+        if remat != "full":
+            less = "full" if remat == "attention" else "attention"
+            return f"set model.remat = '{less}' (now '{remat}')"
         if self.parts.rows_per_device > 1:
             return f"set train.rows_per_device = {self.parts.rows_per_device // 2}"
         if self.mesh["data"] > 1:
@@ -159,6 +168,7 @@ class Plan:
                 "recomputed_logits": self.head_recomputed,
                 "masked_attention_and_padding": self.masked,
                 "executed": self.executed.flops,
+                "recomputed_by_xla": self.made_again,
                 "repeated_by_devices": self.repeated,
             },
             "given_bytes": self.state._asdict(),
@@ -225,7 +235,7 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
     counts = parameter_counts(settings.model)
     bound = None
     if topology.chip is not None and not isinstance(result, OutOfMemory):
-        passes = (3 if settings.model.remat == "full" else 2) * step.parts.accumulation
+        passes = weight_passes(settings.model.remat) * step.parts.accumulation
         bound = roofline(
             topology.chip,
             topology.count,
@@ -254,6 +264,11 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
         result=result,
         roofline=bound,
     )
+
+
+def weight_passes(remat: RematPolicy) -> int:
+    """How often a microbatch multiplies with the weights: forward, backward, to recompute."""
+    return 3 if remat in ("attention", "full") else 2
 
 
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:

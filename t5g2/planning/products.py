@@ -3,35 +3,69 @@
 A program that is split badly computes the same on several devices; that shows only here.
 """
 
+import collections
 import math
 import re
+from typing import NamedTuple
 
 from t5g2.planning.hlo import computations
 
 _SHAPE = re.compile(r"^\s*(?:ROOT )?%(\S+) = [a-z]\w*\[([\d,]*)\]")
 _DOT = re.compile(r" dot\(%([^\s,]+), .*lhs_contracting_dims=\{([\d,]*)\}")
 _CONVOLUTION = re.compile(r" convolution\(%([^\s,]+), %([^\s,)]+)\)")
+# XLA names what it makes again after what it made: %fusion.7.remat2. It may make that nowhere else.
+_NAME = re.compile(r"^\s*(?:ROOT )?%(?P<name>(?P<original>[^\s=]+?)(?:\.remat\d*)*) = ")
+_FUSED = re.compile(r" fusion\(.*\bcalls=%([^\s,]+)")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 
-def device_flops(text: str) -> int:
-    """FLOPs of all products that one device computes, those in a loop as often as it turns.
+class Products(NamedTuple):
+    """FLOPs of all products that one device computes.
+
+    Attributes:
+        flops: of all of them.
+        again: of those that XLA itself chose to make twice, to spare memory.
+    """
+
+    flops: int
+    again: int
+
+
+def device_products(text: str) -> Products:
+    """Counts a compiled program's products, those in a loop as often as it turns.
 
     TPU's products are convolutions, whose windows stand for the axes of a batch.
     """
-    total = 0
-    for _, lines, times in computations(text):
-        sizes: dict[str, list[int]] = {}
+    parts = computations(text)
+    once = {name: _products(lines) for name, lines, _ in parts}
+    total = sum(times * sum(once[name].values()) for name, _, times in parts)
+    again = 0
+    for name, lines, times in parts:
+        copies: dict[str, list[int]] = collections.defaultdict(list)
         for line in lines:
-            if match := _SHAPE.match(line):
-                sizes[match[1]] = [int(size) for size in match[2].split(",") if size]
-                if dot := _DOT.search(line):
-                    contracted = [sizes[dot[1]][int(axis)] for axis in dot[2].split(",") if axis]
-                    total += times * 2 * math.prod(sizes[match[1]]) * math.prod(contracted)
-                elif convolution := _CONVOLUTION.search(line):
-                    left, right = sizes[convolution[1]], sizes[convolution[2]]
-                    total += times * _convolution(line, left, right, sizes[match[1]])
-    return total
+            if match := _NAME.match(line):
+                fused = _FUSED.search(line)
+                inside = sum(once[fused[1]].values()) if fused else 0
+                copies[match["original"]].append(inside + once[name].get(match["name"], 0))
+        # Of what is made at several places one is not made again.
+        again += times * sum(sum(flops[1:]) for flops in copies.values())
+    return Products(total, again)
+
+
+def _products(lines: list[str]) -> dict[str, int]:
+    """FLOPs of a computation's own products, by the names of their results."""
+    found = {}
+    sizes: dict[str, list[int]] = {}
+    for line in lines:
+        if match := _SHAPE.match(line):
+            sizes[match[1]] = [int(size) for size in match[2].split(",") if size]
+            if dot := _DOT.search(line):
+                contracted = [sizes[dot[1]][int(axis)] for axis in dot[2].split(",") if axis]
+                found[match[1]] = 2 * math.prod(sizes[match[1]]) * math.prod(contracted)
+            elif convolution := _CONVOLUTION.search(line):
+                left, right = sizes[convolution[1]], sizes[convolution[2]]
+                found[match[1]] = _convolution(line, left, right, sizes[match[1]])
+    return found
 
 
 def _convolution(line: str, left: list[int], right: list[int], out: list[int]) -> int:

@@ -24,7 +24,8 @@ nothing here was timed on the machines named.
 _ESTIMATED = """## Not compiled yet
 
 By the estimate of `t5g2 plan --search` alone, which knows nothing of how XLA schedules a step:
-`python tools/publish_plans.py NAME` compiles one.
+`python tools/publish_plans.py NAME` compiles one, for GPUs on CPU devices in their place, since a
+GPU's compiler needs a GPU.
 """
 
 
@@ -56,7 +57,7 @@ def shortfalls(record: Mapping[str, Any]) -> list[str]:
     if record["fits"] is False:
         lacks.append(f"does not fit: {record['advice']}")
     left = headroom(record)
-    if left is not None and left < HEADROOM:
+    if left is not None and left < HEADROOM and record["fits"] is not False:
         lacks.append(f"{left:.1%} of the memory left, not {HEADROOM:.0%}")
     mfu = in_turn(record)[1]
     if mfu < WANTED_MFU and record["fits"] is not False:
@@ -85,7 +86,7 @@ def expected(settings: Settings, topology: Topology, record: Mapping[str, Any] |
         size, time, how = guess.bytes, guess.seconds, "estimated, not compiled yet"
         mfu = utilization(topology.chip, topology.count, guess.flops, guess.seconds)
     elif record["fits"] is False:
-        return f"Expected: {record['out_of_memory']['needed'] / 2**30:.2f} GiB: out of memory."
+        return f"Expected: {binary(_needed(record))} of {room}: out of memory."
     else:
         size, (time, mfu) = _compiled(record)["memory_bytes"]["total"], in_turn(record)
         how = "compiled for CPU devices" if "stand_in" in record else "compiled"
@@ -115,6 +116,12 @@ def in_turn(record: Mapping[str, Any]) -> tuple[float, float]:
     return time, record["flops"]["model"] / (peak * time)
 
 
+def _needed(record: Mapping[str, Any]) -> int:
+    """Bytes of a step that does not fit: compiled all the same, or given up by the compiler."""
+    found = record.get("out_of_memory")
+    return found["needed"] if found else _compiled(record)["memory_bytes"]["total"]
+
+
 def _compiled(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Memory and exchanges: of the machine, or of what stands in for it."""
     return record.get("stand_in", record)
@@ -135,9 +142,8 @@ def _overview(records: Mapping[str, Mapping[str, Any]]) -> str:
             record["remat"],
         ]
         left = headroom(record)
-        if left is None:
-            over = record["out_of_memory"]
-            cells += [f"{binary(over['needed'])}: out of memory", "", "", "", "", ""]
+        if left is None or record["fits"] is False:
+            cells += [f"{binary(_needed(record))}: out of memory", "", "", "", "", ""]
         else:
             time, mfu = in_turn(record)
             rate = batch["tokens"] / time

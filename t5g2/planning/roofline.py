@@ -83,7 +83,7 @@ def roofline(
     flops, network = work.flops / devices, None
     if compiled is not None:
         # XLA does not see into kernels, whose work is shared evenly.
-        flops = compiled.flops + work.in_kernels / devices
+        flops = compiled.products.flops + work.in_kernels / devices
         network = sum(exchange.bytes for exchange in compiled.collectives) / chip.link_bandwidth
     return Roofline(
         compute=flops / chip.flops,

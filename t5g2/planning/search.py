@@ -10,11 +10,11 @@ from t5g2.errors import UserError
 from t5g2.models.config import ModelConfig, RematPolicy
 from t5g2.planning.compile import OutOfMemory
 from t5g2.planning.flops import Load, head_flops, model_flops
-from t5g2.planning.plan import HEADROOM, Plan, Stage, make_plan, parameter_counts
+from t5g2.planning.plan import HEADROOM, Plan, Stage, make_plan, parameter_counts, weight_passes
 from t5g2.planning.topologies import Chip, Topology
 from t5g2.settings import Settings
 
-_REMAT: tuple[RematPolicy, ...] = ("none", "dots", "full")
+_REMAT: tuple[RematPolicy, ...] = ("none", "dots", "attention", "full")
 # Parameters, gradients and the two moments of AdamW, in float32; what does not train has the first.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
 # Of attention's forward pass, what its backward kernels make again: each of the two the scores, and
@@ -185,19 +185,13 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
 
     load = Load(rows=settings.rows, inputs=data.inputs_length, targets=data.targets_length)
     flops = model_flops(model, load)
-    again = {
-        part: amount
-        for part, amount in flops.trained.items()
-        if model.remat == "full" or (model.remat == "dots" and "attention" in part)
-    }
-    again.pop("vocabulary head", None)
-    if model.remat == "none":
-        again = {}
-    more: float = sum(again.values()) + load.rows * load.targets * head_flops(model)
+    logits = load.rows * load.targets * head_flops(model)
+    layers = sum(flops.trained.values()) - logits
     attended = sum(amount for part, amount in flops.trained.items() if "attention" in part)
-    more += _ATTENTION_AGAIN * attended
+    again = {"none": 0, "dots": 0, "attention": layers - attended, "full": layers}[model.remat]
+    more = again + logits + _ATTENTION_AGAIN * attended
     compute = (flops.total + more) / (devices * chip.flops)
-    passes = 3 if model.remat == "full" else 2
+    passes = weight_passes(model.remat)
     weights = width * trained / mesh.tensor
     memory = turns * passes * weights / chip.hbm_bandwidth
     # Rings: weights are gathered in each pass and their gradients scattered; sums of copies go
@@ -213,9 +207,10 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
 
 def _elements(model: ModelConfig, tensor: int) -> tuple[int, int]:
     """Elements that a layer keeps of a token for the backward pass, and that it makes in all."""
-    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    products = (heads + 2 * model.mlp_dim) // tensor + 2 * model.hidden_size
+    attended = model.num_heads * model.head_dim // tensor
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    products = (heads + 2 * model.mlp_dim) // tensor + attended + 2 * model.hidden_size
     # Beside products: norms, rotated queries and keys, the activated gate.
     everything = 2 * products
-    kept = {"full": 0, "dots": products, "none": everything}[model.remat]
-    return model.hidden_size + kept, everything
+    kept = {"full": 0, "attention": attended, "dots": products, "none": everything}
+    return model.hidden_size + kept[model.remat], everything

@@ -98,6 +98,8 @@ def _flops(plan: Plan) -> str:
     ]
     lines = [*rows, ("model FLOPs", flops.total), *((n, c) for n, c in extras if c)]
     lines.append(("executed", total))
+    if plan.made_again:
+        lines.append(("made again by XLA itself", plan.made_again))
     if plan.repeated > 0:
         lines.append(("the same on more than one device", plan.repeated))
     return _columns(

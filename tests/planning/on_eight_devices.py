@@ -19,7 +19,7 @@ from t5g2.planning.collectives import collectives
 from t5g2.planning.compile import planning_devices, trace_step
 from t5g2.planning.executed import executed
 from t5g2.planning.plan import make_plan
-from t5g2.planning.products import device_flops
+from t5g2.planning.products import device_products
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
 from t5g2.training import step as step_module
@@ -85,7 +85,7 @@ def repeated_product(mesh):
 
     x = jax.ShapeDtypeStruct((64, 32), np.float32)
     traced = jax.jit(loop, in_shardings=NamedSharding(mesh, PartitionSpec())).trace(x)
-    return executed(traced.jaxpr).flops, device_flops(traced.lower().compile().as_text())
+    return executed(traced.jaxpr).flops, device_products(traced.lower().compile().as_text()).flops
 
 
 def main(recipe, run_dir):

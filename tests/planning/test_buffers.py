@@ -10,7 +10,7 @@ import pytest
 from t5g2.kernels.attention import KeyValues, Window, attention
 from t5g2.kernels.vocabulary_loss import logits, token_losses
 from t5g2.models.config import T5GEMMA2_270M, TINY
-from t5g2.planning.buffers import checks, score_matrices, whole_logits
+from t5g2.planning.buffers import attention_kernels, checks, score_matrices, whole_logits
 from t5g2.planning.compile import planning_devices, trace_step
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
@@ -62,16 +62,34 @@ def test_a_step_is_checked_for_what_it_lacks_and_for_what_it_sends():
         "replica_groups=[1,4]<=[4]"
     )
 
-    def checked(*lines):
+    def checked(*lines, remat="none"):
         text = "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *lines, "}"])
         mesh = {"data": 1, "fsdp": 4, "tensor": 1}
-        return [check.holds for check in checks(text, T5GEMMA2_270M, (1536, 2176), mesh, 1)]
+        model = dataclasses.replace(T5GEMMA2_270M, remat=remat)
+        return [check.holds for check in checks(text, model, (1536, 2176), mesh, 1)]
 
     twice = [gather.replace("ID", "1"), gather.replace("ID", "2")]
-    assert checked(kernels, *twice, scatter) == [True] * 4
-    assert checked(*twice, scatter) == [False, True, True, True]
-    assert checked(kernels, *twice, gather.replace("ID", "3"), scatter) == [True, True, True, False]
+    assert checked(kernels, *twice, scatter) == [True] * 5
+    assert checked(*twice, scatter) == [False, True, True, True, True]
+    assert checked(kernels, *twice, gather.replace("ID", "3"), scatter) == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert checked(kernels, scatter, scatter.replace("_id=9", "_id=8"))[-1] is False
+    # What copies of the model sum of their parts is no table.
+    part = (
+        f"  %r = f32[{T5GEMMA2_270M.vocab_size},160]{{1,0}} all-reduce(%x), channel_id=11, "
+        "replica_groups=[1,4]<=[4]"
+    )
+    assert checked(kernels, *twice, scatter, part, part.replace("_id=11", "_id=12"))[-1]
+    assert not checked(kernels, scatter, part.replace(",160]", ",640]"))[-1]
+    again = kernels.splitlines()[0].replace("_x.1", "_x.2")
+    for remat in ("dots", "attention", "full"):
+        held = checked(kernels, again, *twice, scatter, remat=remat)
+        assert held == [True, remat == "full", True, True, True]
 
 
 def test_lengths_that_are_sizes_of_the_model_are_refused():
@@ -90,11 +108,12 @@ def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
 
 
 @pytest.mark.slow
-def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path):
+@pytest.mark.parametrize(("remat", "forward"), [("attention", 1), ("full", 2)])
+def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path, remat, forward):
     pytest.importorskip("libtpu")
     # Layers are alike: one local and one global of either side stand for all. The lengths are about
     # 2K, and no size of the model.
-    model = dataclasses.replace(T5GEMMA2_270M, vision=None, remat="full", num_layers=2)
+    model = dataclasses.replace(T5GEMMA2_270M, vision=None, remat=remat, num_layers=2)
     recipe = tmp_path / "recipe.gin"
     recipe.write_text(
         "train.rows = 8\ntrain.total_steps = 1000\nschedule.peak_learning_rate = 0.001\n"
@@ -112,3 +131,5 @@ def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path):
     assert [check for check in made if not check.holds] == []
     # The lookup leaves the table where it is; the loss gathers it, and sums its gradient, once.
     assert made[-1].found == "1 gathers and 1 sums in 1 microbatches"
+    # Each of the four layers attends once, and again in the backward pass if nothing is kept.
+    assert attention_kernels(text) == {"fwd": 4 * forward, "dq": 4, "dkv": 4}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from t5g2.data.batch import empty_batch
@@ -23,6 +23,7 @@ from t5g2.models.config import (
 )
 from t5g2.planning.executed import executed
 from t5g2.planning.flops import Load, model_flops, tower_flops, visible_keys
+from t5g2.planning.products import device_products
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer
 from t5g2.training.state import initial_state
 from t5g2.training.step import loss_sums, train_step
@@ -111,6 +112,26 @@ def test_full_remat_adds_a_forward_pass_of_the_layers():
     assert again - kept == layers
 
 
+def test_attention_that_is_kept_is_not_made_again():
+    # Long enough for the blockwise back end, on either side.
+    model = dataclasses.replace(MODEL, num_layers=1)
+    load = Load(rows=1, inputs=1152, targets=1024)
+    steps = {
+        remat: traced_step(dataclasses.replace(model, remat=remat), load)
+        for remat in ("none", "dots", "attention", "full")
+    }
+    work = {remat: executed(step.jaxpr).flops for remat, step in steps.items()}
+    flops = model_flops(model, load)
+    attended = sum(amount for part, amount in flops.trained.items() if "attention" in part)
+    layers = flops.forward - flops.trained["vocabulary head"]
+    assert work["none"] == work["dots"]
+    assert work["attention"] - work["none"] == layers - attended
+    # With what masks hide of it.
+    assert attended < work["full"] - work["attention"] < 2 * attended
+    compiled = steps["attention"].lower().compile().as_text()
+    assert device_products(compiled).flops == work["attention"]
+
+
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_xla_counts_the_same_products_in_a_forward_pass(remat):
     # Wider, so that what is no product (norms, softmax) weighs little.
@@ -186,7 +207,8 @@ def test_six_flops_a_parameter_and_token_where_attention_is_short(model):
 
 
 def test_what_each_device_multiplies_of_its_own_rows_counts_for_all_of_them():
-    layout = Layout(AbstractMesh((2, 3, 2), ("data", "fsdp", "tensor")), {})
+    mesh = AbstractMesh((2, 3, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    layout = Layout(mesh, {})
     rows = ("data", "fsdp")
     product = jax.jit(
         lambda weight, x: on_shards(

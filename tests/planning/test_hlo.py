@@ -72,6 +72,18 @@ def test_groups_of_all_devices_and_of_no_axis():
     assert read(line)[0].axes == "part of data x fsdp"
 
 
+@pytest.mark.parametrize("sum_of", ["%turn, %two", "%two, %turn"])
+@pytest.mark.parametrize("result", ["%next", "%again"])
+def test_a_loop_that_counts_by_two_turns_half_as_often(sum_of, result):
+    line = f"""%g = f32[8]{{0}} all-gather(%x), channel_id=3, replica_groups=[2,4]<=[8]
+  %two = s32[]{{:T(128)}} constant(2)
+  %turn = s32[]{{:T(128)}} get-tuple-element(%p), index=0
+  %next = s32[]{{:T(128)}} add({sum_of})
+  %again = s32[]{{:T(128)}} copy(%next)
+  ROOT %state = (s32[], f32[8,4]{{1,0}}) tuple({result}, /*index=1*/%h)"""
+    assert read(line) == [Collective("all-gather", "fsdp", 3, 3 * 8 * 4 * 3 // 4)]
+
+
 def test_a_scatter_sends_as_much_as_a_gather_of_what_it_scatters():
     line = "%s = f32[2,4]{1,0} reduce-scatter(%x), channel_id=1, replica_groups=[2,4]<=[8]"
     assert read(line) == [Collective("reduce-scatter", "fsdp", 6, 6 * 8 * 4 * 4 * 3 // 4)]

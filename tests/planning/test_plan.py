@@ -120,7 +120,8 @@ def test_a_plan_for_a_gpu_says_what_it_does_not_know(planned):
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
-        ({"remat": "dots"}, "set model.remat = 'full'"),
+        ({"remat": "dots"}, "set model.remat = 'attention'"),
+        ({"remat": "attention"}, "set model.remat = 'full'"),
         ({"remat": "full", "rows_per_device": 8}, "set train.rows_per_device = 4"),
         ({"remat": "full", "rows_per_device": 1}, "shorten data.inputs_length"),
     ],

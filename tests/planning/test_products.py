@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from t5g2.planning.executed import executed
-from t5g2.planning.products import device_flops
+from t5g2.planning.products import device_products
 
 MODULE = """HloModule jit_step
 
@@ -41,7 +41,32 @@ ENTRY %main.9 (a: f32[8,4]) -> f32[8,4] {{
 )
 def test_convolutions_are_products(left, right, out, window, flops):
     text = MODULE.format(left=left, right=right, out=out, window=window)
-    assert device_flops(text) == flops
+    assert device_products(text).flops == flops
+
+
+AGAIN = """HloModule jit_step
+
+%fused.1 (a: f32[8,4]) -> f32[8,8] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  ROOT %c = bf16[8,8]{1,0} convolution(%a, %a), dim_labels=bf_oi->bf
+}
+
+ENTRY %main.9 (a: f32[8,4]) -> f32[8,8] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %fusion.2 = bf16[8,8]{1,0} fusion(%a), kind=kOutput, calls=%fused.1
+  %fusion.2.remat3 = bf16[8,8]{1,0} fusion(%a), kind=kOutput, calls=%fused.1, metadata={}
+  %dot.5 = bf16[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  ROOT %dot.5.remat = bf16[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+"""
+
+
+def test_what_xla_makes_again_is_told():
+    one = 2 * 8 * 8 * 4
+    assert device_products(AGAIN) == (4 * one, 2 * one)
+    # Where the first is gone, the second is the only one.
+    moved = AGAIN.replace("%dot.5 =", "%other.5 =")
+    assert device_products(moved) == (4 * one, one)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +81,8 @@ def test_convolutions_are_products(left, right, out, window, flops):
 def test_dots_of_a_compiled_program_are_all_found(function):
     x, y = jax.ShapeDtypeStruct((48, 40), jnp.float32), jax.ShapeDtypeStruct((40, 24), jnp.float32)
     traced = jax.jit(function).trace(x, y)
-    assert device_flops(traced.lower().compile().as_text()) == executed(traced.jaxpr).flops > 0
+    assert (
+        device_products(traced.lower().compile().as_text()).flops
+        == executed(traced.jaxpr).flops
+        > 0
+    )

@@ -80,6 +80,16 @@ def test_out_of_memory_is_what_it_lacks():
     assert shortfalls(record) == ["does not fit: take a larger slice"]
 
 
+def test_a_step_that_is_compiled_all_the_same_but_does_not_fit_is_out_of_memory(recipes, machines):
+    name = "270m_v5e-16"
+    memory = RECORDS[name]["memory_bytes"] | {"total": 20 * 2**30}
+    record = RECORDS[name] | {"fits": False, "advice": "less", "memory_bytes": memory}
+    assert shortfalls(record) == ["does not fit: less"]
+    line = expected(recipes[name], machines[name], record)
+    assert line == "Expected: 20.00 GiB of 15.75 GiB: out of memory."
+    assert "| 20.00 GiB: out of memory |" in page(recipes, machines, {name: record})
+
+
 def test_the_page_and_the_headers_are_those_of_the_records(recipes, machines):
     assert (ROOT / "docs/plans.md").read_text() == page(recipes, machines, RECORDS)
     for name, settings in recipes.items():

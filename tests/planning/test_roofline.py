@@ -5,12 +5,13 @@ import pytest
 from t5g2.planning.collectives import Collective
 from t5g2.planning.compile import CompiledStep, Memory
 from t5g2.planning.executed import Executed
+from t5g2.planning.products import Products
 from t5g2.planning.roofline import budget, roofline, utilization
 from t5g2.planning.topologies import Chip
 
 CHIP = Chip(name="chip", flops=1e12, hbm_bytes=10**9, hbm_bandwidth=1e10, link_bandwidth=1e9)
 SENT = [Collective("all-gather", "fsdp", 2, 300), Collective("all-reduce", "data", 1, 200)]
-COMPILED = CompiledStep(Memory(1, 2, 3, 4), SENT, flops=3 * 10**12, text="")
+COMPILED = CompiledStep(Memory(1, 2, 3, 4), SENT, products=Products(3 * 10**12, 0), text="")
 
 
 def bound(**changes):
