@@ -1,20 +1,24 @@
 """The train step that `t5g2 train` compiles, by itself: for benchmarks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from t5g2.data.batch import Batch, empty_batch
 from t5g2.kernels.layout import Layout
-from t5g2.parallel.mesh import configure_devices, make_mesh
+from t5g2.models.config import ModelConfig
+from t5g2.parallel.mesh import MeshConfig, configure_devices, make_mesh
 from t5g2.parallel.rules import batch_shardings, make_layout
-from t5g2.settings import Settings
 from t5g2.training.optimizer import make_optimizer
 from t5g2.training.schedule import make_schedule
 from t5g2.training.state import TrainState, make_initial_state, make_state_from, state_shardings
 from t5g2.training.step import StepMetrics, compile_train_step
+
+if TYPE_CHECKING:  # It brings much that a step does not need.
+    from t5g2.settings import Settings
 
 
 class OurStep(NamedTuple):
@@ -35,26 +39,51 @@ class OurStep(NamedTuple):
         return jax.device_put(batch, batch_shardings(self.layout, batch))
 
 
-def prepare(settings: Settings, params: Any | None = None) -> OurStep:
+def prepare_recipe(settings: "Settings", params: Any | None = None) -> OurStep:
     """Compiles the step of a recipe; `params` are numpy arrays, without them initial ones."""
     configure_devices(settings.mesh)
-    layout = make_layout(make_mesh(settings.mesh), settings.mesh.rules)
+    mesh = make_mesh(settings.mesh)
     schedule = make_schedule(settings.schedule, settings.train.total_steps)
-    optimizer = make_optimizer(settings.optimizer, schedule)
-    shapes, shardings = state_shardings(settings.model, optimizer, layout)
+    return prepare(
+        settings.model,
+        make_optimizer(settings.optimizer, schedule),
+        rows=settings.rows,
+        room=(settings.data.inputs_length, settings.data.targets_length),
+        num_tasks=len(settings.data.made_denoisers()),
+        mesh=settings.mesh,
+        accumulation=settings.batch_parts(mesh).accumulation,
+        params=params,
+    )
+
+
+def prepare(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    rows: int,
+    room: tuple[int, int],
+    num_tasks: int,
+    mesh: MeshConfig | None = None,
+    accumulation: int = 1,
+    params: Any | None = None,
+) -> OurStep:
+    """As `prepare_recipe`, of what a recipe says; `mesh` None: as without one in a recipe."""
+    wanted = mesh or MeshConfig()
+    layout = make_layout(make_mesh(wanted), wanted.rules)
+    shapes, shardings = state_shardings(config, optimizer, layout)
     step = compile_train_step(
         layout,
         shapes,
         shardings,
-        rows=settings.rows,
-        room=(settings.data.inputs_length, settings.data.targets_length),
-        config=settings.model,
+        rows=rows,
+        room=room,
+        config=config,
         optimizer=optimizer,
-        num_tasks=len(settings.data.made_denoisers()),
-        accumulation=settings.batch_parts(layout.mesh).accumulation,
+        num_tasks=num_tasks,
+        accumulation=accumulation,
     )
     if params is None:
-        state = make_initial_state(settings.model, optimizer, shardings, 0)
+        state = make_initial_state(config, optimizer, shardings, 0)
     else:
         state = make_state_from(params, optimizer, shardings)
     return OurStep(step, state, layout)

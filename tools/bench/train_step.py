@@ -20,12 +20,12 @@ import time
 def measure(gin_file: str, bindings: list[str], steps: int) -> float:
     """Best of `steps` train steps, in seconds."""
     import jax
-    from our_step import full_batch, prepare  # beside this file
+    from our_step import full_batch, prepare_recipe  # beside this file
 
     from t5g2.settings import read_settings
 
     settings = read_settings([gin_file], bindings)
-    ours = prepare(settings)
+    ours = prepare_recipe(settings)
     room = (settings.data.inputs_length, settings.data.targets_length)
     batch = ours.place(full_batch(settings.rows, *room, settings.model.vocab_size))
     step, state = ours.step, ours.state

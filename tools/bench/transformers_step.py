@@ -116,7 +116,7 @@ def peer_batches(job: Job) -> Iterator[Examples]:
 def our_steps(job: Job) -> Callable[[], tuple[float, int, int]]:
     """A function that makes a step: its loss, the tokens that count, the places it multiplied."""
     import jax
-    from our_step import prepare
+    from our_step import prepare_recipe
 
     from t5g2.interop.hf import load_hf
     from t5g2.settings import read_settings
@@ -135,7 +135,7 @@ def our_steps(job: Job) -> Callable[[], tuple[float, int, int]]:
             *job.gin,
         ],
     )
-    ours = prepare(settings, load_hf(Path(job.weights))[1])
+    ours = prepare_recipe(settings, load_hf(Path(job.weights))[1])
     held, batches = [ours.state], our_batches(job)
     step, place = ours.step, ours.place
     del ours
@@ -172,7 +172,25 @@ def peer_steps(job: Job) -> Callable[[], tuple[float, int, int]]:
     torch.set_num_threads(job.cores)
     model = T5Gemma2ForConditionalGeneration.from_pretrained(
         job.weights, attn_implementation=job.side, dtype=torch.float32
-    ).train()
+    )
+    return torch_steps(model, peer_batches(job), job.rows, job.dtype, "cpu")
+
+
+def torch_steps(
+    model: Any, batches: Iterator[Examples], rows: int, dtype: str, device: str
+) -> Callable[[], tuple[float, int, int]]:
+    """A function that makes a step of transformers' model, as `our_steps` returns one of ours.
+
+    Args:
+        model: transformers' T5Gemma 2, with float32 weights.
+        batches: the examples of each step.
+        rows: examples at a time; their gradients are added up.
+        dtype: autocast's; "float32": none.
+        device: torch's name of it.
+    """
+    import torch
+
+    model = model.to(device).train()
     model.model.encoder.vision_tower.requires_grad_(False)
     decayed = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -183,18 +201,19 @@ def peer_steps(job: Job) -> Callable[[], tuple[float, int, int]]:
         for decays, parameters in decayed.items()
     ]
     optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE, betas=(0.9, 0.95), fused=True)
-    batches = peer_batches(job)
     autocast = functools.partial(
-        torch.autocast, "cpu", torch.bfloat16, enabled=job.dtype == "bfloat16"
+        torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16"
     )
 
     def one() -> tuple[float, int, int]:
         examples = next(batches)
         tokens = sum(len(targets) for _, targets in examples)
         loss, places = 0.0, 0
-        for first in range(0, len(examples), job.rows):
-            part = examples[first : first + job.rows]
-            arrays = {name: torch.from_numpy(array) for name, array in padded(part).items()}
+        for first in range(0, len(examples), rows):
+            part = examples[first : first + rows]
+            arrays = {
+                name: torch.from_numpy(array).to(device) for name, array in padded(part).items()
+            }
             share = sum(len(targets) for _, targets in part) / tokens
             with autocast():
                 partial = model(**arrays).loss * share
