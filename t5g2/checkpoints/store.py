@@ -4,6 +4,7 @@ A checkpoint is a directory with `params/`, `meta/` and a manifest; those that t
 from also hold `optimizer/` and `data/`. What is read is verified first, see `manifest`.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import errno
@@ -28,13 +29,14 @@ from jaxtyping import Shaped
 from t5g2.checkpoints.manifest import FORMAT, MANIFEST, check_format, verify, write_manifest
 from t5g2.errors import UserError
 from t5g2.files import is_remote
-from t5g2.lazy_array import LazyArray
+from t5g2.lazy_array import LazyArray, read_in_turn
 
 CHECKPOINTS_DIR = "checkpoints"  # in a run directory
 
 # What is compressed and written at a time of a checkpoint of parameters alone; Orbax's default is
-# 2 GB.
+# 2 GB. And how many of them: one is compressed while another is written.
 _CHUNK_BYTES = 64 << 20
+_CHUNKS_AT_ONCE = 3
 
 
 def package_versions() -> dict[str, str]:
@@ -147,7 +149,7 @@ def write_parameters(checkpoint: Path, params: Any, meta: Mapping[str, Any]) -> 
 
     Args:
         checkpoint: the directory, with the tokenizer if it is to have one.
-        params: numpy or lazy arrays; of lazy ones, one at a time is in memory.
+        params: numpy or lazy arrays; lazy ones are read in turn (see `read_in_turn`).
         meta: what the checkpoint says of itself, see `read_meta`.
 
     Raises:
@@ -224,19 +226,20 @@ def as_os_error(error: ValueError, path: Path) -> OSError | None:
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Writes arrays one after the other, and of each one chunk after the other.
+    """Writes arrays one after the other, and of each one a few chunks at a time.
 
-    An array is read in its turn, and let go. Once writing has failed or was stopped, nothing goes
-    on in the background: the directory can be removed.
+    An array is read when its turn comes near, and let go. Once writing has failed or was stopped,
+    nothing goes on in the background: the directory can be removed.
     """
 
     stopped = False
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-        for value, info, arg in zip(values, infos, args, strict=True):
-            (written,) = await super().serialize([np.asarray(value)], [info], [arg])
-            written.result()
-            del written  # it holds the array
+        with contextlib.closing(read_in_turn(values)) as arrays:
+            for value, info, arg in zip(arrays, infos, args, strict=True):
+                (written,) = await super().serialize([value], [info], [arg])
+                written.result()
+                del written, value  # they hold the array
         return []
 
     async def _open_and_write(self, value: Any, tspec: Any, ts_context: Any) -> None:
@@ -245,14 +248,23 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         )
         chunks: Any = store.chunk_layout.write_chunk.shape
         sizes = list(zip(value.shape, chunks, strict=True))
-        for start in itertools.product(*(range(0, size, chunk) for size, chunk in sizes)):
-            if self.stopped:
-                raise InterruptedError
-            region = tuple(
-                slice(i, min(i + chunk, size))
-                for i, (size, chunk) in zip(start, sizes, strict=True)
-            )
-            await store[region].write(value[region])
+        starts = itertools.product(*(range(0, size, chunk) for size, chunk in sizes))
+
+        async def write() -> None:
+            for start in starts:  # The others take theirs from it, too.
+                if self.stopped:
+                    raise InterruptedError
+                region = tuple(
+                    slice(i, min(i + chunk, size))
+                    for i, (size, chunk) in zip(start, sizes, strict=True)
+                )
+                await store[region].write(value[region])
+
+        ends = await asyncio.gather(
+            *(write() for _ in range(_CHUNKS_AT_ONCE)), return_exceptions=True
+        )
+        for error in filter(None, ends):
+            raise error
 
 
 @contextlib.contextmanager

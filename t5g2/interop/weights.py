@@ -1,9 +1,10 @@
-"""Named tensors in safetensors files, one file or several with an index; one at a time in memory.
+"""Named tensors in safetensors files, one file or several with an index; read and written in turn.
 
 The format: eight bytes of header length (little endian), a JSON header that gives each tensor's
 dtype, shape and byte range, then the tensors' bytes.
 """
 
+import concurrent.futures
 import functools
 import json
 import math
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from t5g2.errors import UserError
 from t5g2.files import local_copy
-from t5g2.lazy_array import LazyArray
+from t5g2.lazy_array import LazyArray, read_in_turn
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,6 +40,8 @@ _DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
+# Written before the disk is asked to keep them.
+_SYNC_BYTES = 64 << 20
 _CODES = {jnp.dtype(name): code for code, name in _DTYPES.items()}
 
 
@@ -91,11 +94,28 @@ def _write_file(path: Path, tensors: Mapping[str, LazyArray]) -> None:
     encoded += b" " * (-len(encoded) % 8)  # the tensors start aligned
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            array = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
-            file.write(array.view(np.uint8).data)
+        # The disk works while tensors are made, not after them.
+        with concurrent.futures.ThreadPoolExecutor(1) as disk:
+            synced, unsynced = disk.submit(lambda: None), 0
+            for array in read_in_turn([_contiguous(tensor) for tensor in tensors.values()]):
+                file.write(array.reshape(-1).view(np.uint8).data)
+                unsynced += array.nbytes
+                if unsynced >= _SYNC_BYTES:
+                    file.flush()
+                    synced.result()
+                    synced, unsynced = disk.submit(os.fdatasync, file.fileno()), 0
+            synced.result()
         file.flush()
         os.fsync(file.fileno())
+
+
+def _contiguous(tensor: LazyArray) -> LazyArray:
+    """The same, read as it is written."""
+    return LazyArray(
+        tensor.shape,
+        tensor.dtype,
+        lambda: np.ascontiguousarray(tensor.read(), dtype=tensor.dtype),
+    )
 
 
 def _bytes(tensor: LazyArray) -> int:
