@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from t5g2.kernels.attention import RESULTS, KeyValues, Window
+from t5g2.kernels.meetings import bounds, meetings, reaches
+from t5g2.kernels.on_mesh import current_mesh
 
 # Lengths are filled up to multiples of this, which every block divides.
 _FILL = 128
@@ -43,10 +44,15 @@ class _Blocks(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Queries and keys."""
+        return self.queries, self.keys
+
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What is known when a program is traced: `splash`'s arguments of the same names."""
+    """What is known when a program is traced: `triton_attention`'s arguments."""
 
     window: Window
     scale: float
@@ -69,8 +75,9 @@ def triton_attention(
 ) -> Float[Array, "B T H N"]:
     """`kernels.attention.attention` where queries and `keys` are the same tokens, on one device.
 
-    Lengths and heads are filled up to whole blocks with padding. Products of bfloat16 are added up
-    in float32, in which logits and softmax are; products of float32 are not rounded to TF32.
+    Lengths and heads are filled up to whole blocks with padding. Logits, softmax and sums are
+    float32. Products are of the states' dtype; float32 is rounded to TF32 unless
+    `jax_default_matmul_precision` asks for more, as in jax's own products.
 
     Args:
         query: as there, like what is not named here.
@@ -107,11 +114,37 @@ def _filled(array: Array, padding: int = 0) -> Array:
     return jnp.pad(array, widths, constant_values=padding)
 
 
-# Sizes with which the kernels compile for sm_90 without spilled registers, at 256 columns.
-# [products of two bytes or of four]: what a block needs of shared memory doubles.
-_FORWARD = {2: _Blocks(128, 64, 8, 2), 4: _Blocks(32, 32, 4, 1)}
-_TO_QUERIES = {2: _Blocks(64, 64, 8, 2), 4: _Blocks(32, 32, 4, 1)}
-_TO_KEYS = {2: _Blocks(64, 64, 8, 2), 4: _Blocks(32, 32, 4, 1)}
+class _Sizes(NamedTuple):
+    """The blocks of each kernel."""
+
+    forward: _Blocks
+    to_queries: _Blocks
+    to_keys: _Blocks
+
+
+# By how many heads' rows the shared memory has room for. At 256 columns of bfloat16 the first are
+# H100's, the next A100's and the third those of lesser ones; of float32 they are one and two lower.
+_SIZES = (
+    (400, _Sizes(_Blocks(128, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2))),
+    (300, _Sizes(_Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 1))),
+    (150, _Sizes(_Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1))),
+    (0, _Sizes(_Blocks(16, 16, 4, 1), _Blocks(16, 16, 4, 1), _Blocks(16, 16, 4, 1))),
+)
+# KiB of shared memory that a block of threads may have, by a part of the device's name, and of all
+# other devices (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+_SHARED = {"A100": 163, "A800": 163, "H100": 227, "H800": 227, "H20": 227, "B200": 227, "B300": 227}
+_SHARED |= {"AMD": 64}
+_OTHERS_SHARED = 99
+
+
+def _sizes(query: Array) -> _Sizes:
+    """The blocks for the devices that are traced for."""
+    mesh = current_mesh()
+    device = None if mesh is None else mesh.abstract_device
+    kind = jax.devices()[0].device_kind if device is None else device.device_kind
+    shared = max((size for name, size in _SHARED.items() if name in kind), default=_OTHERS_SHARED)
+    rows = shared * 1024 // (query.dtype.itemsize * query.shape[3])
+    return next(sizes for needed, sizes in _SIZES if rows >= needed)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -145,47 +178,6 @@ def _attend_backward(static: _Static, kept: Any, gradient: Array) -> tuple[Any, 
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-# Which blocks meet.
-
-
-def _reaches(length: int, keys: int, blocks: _Blocks, window: Window) -> np.ndarray:
-    """Which blocks of keys a window shows to which blocks of queries, segments aside."""
-    first_query = np.arange(0, length, blocks.queries)[:, None]
-    first_key = np.arange(0, keys, blocks.keys)[None, :]
-    reaches = np.ones((first_query.size, first_key.size), np.bool_)
-    if window.left is not None:
-        reaches &= first_key + blocks.keys - 1 - first_query >= -window.left
-    if window.right is not None:
-        reaches &= first_key - (first_query + blocks.queries - 1) <= window.right
-    return reaches
-
-
-def _meetings(
-    segment_ids: Int[Array, "B T"], side: _Side, blocks: _Blocks, window: Window
-) -> Bool[Array, "B rows columns"]:
-    """Which blocks of queries and keys are in reach and may have segments in common."""
-
-    def extent(ids: Array, block: int) -> tuple[Array, Array]:
-        ids = ids.reshape(ids.shape[0], -1, block)
-        lowest = jnp.min(jnp.where(ids > 0, ids, jnp.iinfo(jnp.int32).max), axis=2)
-        return lowest, jnp.max(ids, axis=2)
-
-    low, high = extent(segment_ids, blocks.queries)
-    key_low, key_high = extent(side.segment_ids, blocks.keys)
-    common = (low[:, :, None] <= key_high[:, None, :]) & (key_low[:, None, :] <= high[:, :, None])
-    reaches = _reaches(segment_ids.shape[1], side.segment_ids.shape[1], blocks, window)
-    return common & reaches
-
-
-def _bounds(meetings: Bool[Array, "B rows columns"]) -> Int[Array, "B rows 2"]:
-    """Of every row, the first column that is true and the one after the last."""
-    count = meetings.shape[2]
-    any_at_all = meetings.any(axis=2)
-    first = jnp.argmax(meetings, axis=2)
-    last = count - jnp.argmax(meetings[:, :, ::-1], axis=2)
-    return jnp.stack([first, jnp.where(any_at_all, last, first)], axis=2).astype(jnp.int32)
 
 
 # The kernels. Refs are those of one row and one head, or one key head.
@@ -232,7 +224,7 @@ def _forward_kernel(
     query_ref: Any,
     segments_ref: Any,
     sides: tuple[_Side, ...],
-    bounds: tuple[Any, ...],
+    ranges: tuple[Any, ...],
     out_ref: Any,
     sums_ref: Any,
     *,
@@ -247,7 +239,7 @@ def _forward_kernel(
         jnp.full((blocks.queries,), -1e30, jnp.float32),
         jnp.zeros((blocks.queries,), jnp.float32),
     )
-    for number, (side, bound) in enumerate(zip(sides, bounds, strict=True)):
+    for number, (side, bound) in enumerate(zip(sides, ranges, strict=True)):
 
         def step(i: Array, carry: Any, number: int = number, side: _Side = side) -> Any:
             mixed, largest, total = carry
@@ -280,7 +272,7 @@ def _to_queries_kernel(
     sums_ref: Any,
     mean_ref: Any,
     sides: tuple[_Side, ...],
-    bounds: tuple[Any, ...],
+    ranges: tuple[Any, ...],
     out_ref: Any,
     *,
     static: _Static,
@@ -290,7 +282,7 @@ def _to_queries_kernel(
     sums, mean = sums_ref[...], mean_ref[...]
     first = pl.program_id(1) * blocks.queries
     out = jnp.zeros(query.shape, jnp.float32)
-    for number, (side, bound) in enumerate(zip(sides, bounds, strict=True)):
+    for number, (side, bound) in enumerate(zip(sides, ranges, strict=True)):
 
         def step(i: Array, out: Array, number: int = number, side: _Side = side) -> Array:
             here = pl.ds(i * blocks.keys, blocks.keys)
@@ -360,7 +352,7 @@ def _forward(
     static: _Static, query: Array, segment_ids: Array, sides: tuple[_Side, ...]
 ) -> tuple[Array, Array]:
     """Results and logarithms (base 2) of the sums of their weights, [B, H, T]."""
-    blocks = _FORWARD[query.dtype.itemsize]
+    blocks = _sizes(query).forward
     batch, length, heads, _ = query.shape
     shapes = (
         jax.ShapeDtypeStruct(query.shape, query.dtype),
@@ -369,7 +361,7 @@ def _forward(
     specs = _query_specs(query, blocks)
     return _by_queries(
         _forward_kernel,
-        "attention_forward",
+        "attention_fwd",
         static,
         blocks,
         (query, segment_ids),
@@ -382,11 +374,11 @@ def _forward(
 
 def _to_queries(static: _Static, queries: Any, sides: tuple[_Side, ...]) -> Array:
     query = queries[0]
-    blocks = _TO_QUERIES[query.dtype.itemsize]
+    blocks = _sizes(query).to_queries
     specs = _query_specs(query, blocks)
     return _by_queries(
         _to_queries_kernel,
-        "attention_to_queries",
+        "attention_dq",
         static,
         blocks,
         queries,
@@ -422,11 +414,11 @@ def _by_queries(
     query, segment_ids = queries[:2]
     batch, length, heads, width = query.shape
     group = heads // sides[0].key.shape[2]
-    bounds, side_specs, met = [], [], 0
+    ranges, side_specs, met = [], [], 0
     for number, side in enumerate(sides):
         window, keys = static.window_of(number), side.key.shape[1]
-        bounds.append(_bounds(_meetings(segment_ids, side, blocks, window)))
-        met += int(_reaches(length, keys, blocks, window).sum())
+        ranges.append(bounds(meetings(segment_ids, side.segment_ids, blocks.sizes, window)))
+        met += int(reaches((length, keys), blocks.sizes, window).sum())
         state = pl.BlockSpec((None, keys, None, width), lambda h, i, b: (b, 0, h // group, 0))
         side_specs.append(_Side(state, state, pl.BlockSpec((None, keys), lambda h, i, b: (b, 0))))
     bound = pl.BlockSpec((None, None, 2), lambda h, i, b: (b, i, 0))
@@ -441,18 +433,20 @@ def _by_queries(
         cost_estimate=_cost(batch * heads * met * products, blocks, width),
         interpret=static.interpret,
         name=name,
-    )(*queries, sides, tuple(bounds))
+    )(*queries, sides, tuple(ranges))
 
 
 def _to_keys(static: _Static, queries: Any, side: _Side, number: int) -> tuple[Array, Array]:
     """Gradients of keys and values, added up over the query heads that share them."""
     query, segment_ids = queries[:2]
-    blocks, window = _TO_KEYS[query.dtype.itemsize], static.window_of(number)
+    blocks, window = _sizes(query).to_keys, static.window_of(number)
     batch, length, heads, width = query.shape
     keys, kv_heads = side.key.shape[1:3]
     group = heads // kv_heads
-    meetings = _meetings(segment_ids, side, blocks, window)
-    met = int(_reaches(length, keys, blocks, window).sum())
+    ranges = bounds(
+        jnp.swapaxes(meetings(segment_ids, side.segment_ids, blocks.sizes, window), 1, 2)
+    )
+    met = int(reaches((length, keys), blocks.sizes, window).sum())
     row = pl.BlockSpec((None, length, group, width), lambda h, i, b: (b, 0, h, 0))
     segments = pl.BlockSpec((None, length), lambda h, i, b: (b, 0))
     sums = pl.BlockSpec((None, group, length), lambda h, i, b: (b, h, 0))
@@ -468,8 +462,8 @@ def _to_keys(static: _Static, queries: Any, side: _Side, number: int) -> tuple[A
         compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         cost_estimate=_cost(batch * heads * met * 4, blocks, width),
         interpret=static.interpret,
-        name="attention_to_keys",
-    )(*queries, side, _bounds(jnp.swapaxes(meetings, 1, 2)))
+        name="attention_dkv",
+    )(*queries, side, ranges)
 
 
 def _cost(products: int, blocks: _Blocks, width: int) -> pl.CostEstimate:
