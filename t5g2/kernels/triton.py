@@ -50,13 +50,22 @@ class _Blocks(NamedTuple):
         return self.queries, self.keys
 
 
+class _Sizes(NamedTuple):
+    """The blocks of each kernel."""
+
+    forward: _Blocks
+    to_queries: _Blocks
+    to_keys: _Blocks
+
+
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What is known when a program is traced: `triton_attention`'s arguments."""
+    """What is known when a program is traced: `triton_attention`'s arguments, and the blocks."""
 
     window: Window
     scale: float
     interpret: bool
+    sizes: _Sizes
 
     def window_of(self, side: int) -> Window:
         """The reach into the queries' own side, which is the first, or into the other."""
@@ -101,7 +110,8 @@ def triton_attention(
     # Padding, which is 0 among the keys, finds nothing of its own segment.
     segment_ids = jnp.where(query_segment_ids == 0, -1, query_segment_ids).astype(jnp.int32)
     segment_ids = _filled(segment_ids, padding=-1)
-    out = _attend(_Static(window, scale, interpret), _filled(query), segment_ids, sides)
+    query = _filled(query)
+    out = _attend(_Static(window, scale, interpret, _sizes(query)), query, segment_ids, sides)
     return out[:, :length, :, :width]
 
 
@@ -112,14 +122,6 @@ def _filled(array: Array, padding: int = 0) -> Array:
     if array.ndim > 2:
         widths[3] = (0, max(pl.next_power_of_2(array.shape[3]), _NARROWEST) - array.shape[3])
     return jnp.pad(array, widths, constant_values=padding)
-
-
-class _Sizes(NamedTuple):
-    """The blocks of each kernel."""
-
-    forward: _Blocks
-    to_queries: _Blocks
-    to_keys: _Blocks
 
 
 # By how many heads' rows the shared memory has room for. At 256 columns of bfloat16 the first are
@@ -168,13 +170,13 @@ def _attend_forward(
 def _attend_backward(static: _Static, kept: Any, gradient: Array) -> tuple[Any, ...]:
     query, segment_ids, sides, out, sums = kept
     # The share of each logit's gradient that normalisation takes off (FlashAttention-2's D).
-    mean = jnp.einsum("bthn,bthn->bht", out, gradient, preferred_element_type=jnp.float32)
-    queries = (query, segment_ids, gradient, sums, mean)
+    mean = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=3)
+    queries = (query, segment_ids, gradient, sums, jnp.swapaxes(mean, 1, 2))
     to_query = _to_queries(static, queries, sides)
-    to_sides = []
-    for number, side in enumerate(sides):
-        to_sides.append(_Side(*_to_keys(static, queries, side, number), None))
-    return to_query, None, tuple(to_sides)
+    to_sides = tuple(
+        _Side(*_to_keys(static, queries, side, number), None) for number, side in enumerate(sides)
+    )
+    return to_query, None, to_sides
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -352,7 +354,7 @@ def _forward(
     static: _Static, query: Array, segment_ids: Array, sides: tuple[_Side, ...]
 ) -> tuple[Array, Array]:
     """Results and logarithms (base 2) of the sums of their weights, [B, H, T]."""
-    blocks = _sizes(query).forward
+    blocks = static.sizes.forward
     batch, length, heads, _ = query.shape
     shapes = (
         jax.ShapeDtypeStruct(query.shape, query.dtype),
@@ -374,7 +376,7 @@ def _forward(
 
 def _to_queries(static: _Static, queries: Any, sides: tuple[_Side, ...]) -> Array:
     query = queries[0]
-    blocks = _sizes(query).to_queries
+    blocks = static.sizes.to_queries
     specs = _query_specs(query, blocks)
     return _by_queries(
         _to_queries_kernel,
@@ -439,7 +441,7 @@ def _by_queries(
 def _to_keys(static: _Static, queries: Any, side: _Side, number: int) -> tuple[Array, Array]:
     """Gradients of keys and values, added up over the query heads that share them."""
     query, segment_ids = queries[:2]
-    blocks, window = _sizes(query).to_keys, static.window_of(number)
+    blocks, window = static.sizes.to_keys, static.window_of(number)
     batch, length, heads, width = query.shape
     keys, kv_heads = side.key.shape[1:3]
     group = heads // kv_heads

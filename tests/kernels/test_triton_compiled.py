@@ -1,5 +1,6 @@
 """The kernel for GPU, compiled by XLA and Triton for GPUs that are not there."""
 
+import importlib.util
 import re
 
 import jax
@@ -14,6 +15,7 @@ from t5g2.planning.buffers import attention_kernels
 
 pytestmark = pytest.mark.slow
 
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 # What XLA has to know of a device (its gpu_device_info), by data sheets and by the tables of
 # compute capabilities in the CUDA C++ Programming Guide.
 GPU = """
@@ -70,14 +72,11 @@ CASES = {
 
 def mesh_of(name):
     """Two devices of a kind."""
-    if not any(map(pytest.importorskip("importlib.util").find_spec, PLUGINS)):
+    if not any(map(importlib.util.find_spec, PLUGINS)):
         pytest.skip("needs jax's CUDA plugin: pip install 'jax[cuda13]'")
     target = GPU.format(name=name, **TARGETS[name])
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x2", target_config=target)
     return Mesh(np.array(topology.devices).reshape(2, 1, 1), ("data", "fsdp", "tensor"))
-
-
-PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
