@@ -13,7 +13,12 @@ from t5g2.planning.hlo import computations
 
 _RESULT = re.compile(r"^\s*(?:ROOT )?%\S+ = (.*?) [a-z][\w-]*\(")
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+\d+(?:[a-z]\w*)?)\[([\d,]+)\]")
-_KERNEL = re.compile(r'%splash_mha_([a-z]+)\S* = .*custom_call_target="tpu_custom_call"')
+# Of TPU's kernels and of GPU's, whose call depends on jax's version.
+_KERNEL = re.compile(
+    r'%splash_mha_([a-z]+)\S* = .*custom_call_target="tpu_custom_call"'
+    r'|custom_call_target="(?:__gpu\$xla\.gpu\.triton|triton_kernel_call_ffi)"'
+    r'.*\bname = "attention_([a-z]+)"'
+)
 _FUSED = re.compile(r" fusion\(.*\bcalls=%([^\s,]+)")
 
 
@@ -65,8 +70,8 @@ def whole_logits(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[s
 
 
 def attention_kernels(text: str) -> dict[str, int]:
-    """How many calls of TPU's attention kernels a module has: "fwd", "dq" and "dkv"."""
-    return dict(collections.Counter(_KERNEL.findall(text)))
+    """How many calls of the fused attention kernels a module has: "fwd", "dq" and "dkv"."""
+    return dict(collections.Counter(tpu or gpu for tpu, gpu in _KERNEL.findall(text)))
 
 
 def table_exchanges(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[Exchange]:
@@ -102,7 +107,7 @@ class Check(NamedTuple):
 def checks(
     text: str, config: ModelConfig, room: tuple[int, int], mesh: dict[str, int], microbatches: int
 ) -> list[Check]:
-    """What every step that is compiled for TPU must be.
+    """What every compiled step with a fused attention must be.
 
     Args:
         text: of the compiled module.
