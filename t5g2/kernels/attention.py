@@ -21,6 +21,9 @@ Backend = Literal["reference", "blockwise", "splash"]
 # needs that queries, keys and values do not tell.
 RESULTS = "attention"
 
+# What a compiled program says of each of its operations that is part of attention.
+SCOPE = "attend"
+
 # What a back end that is not XLA's runs on.
 _PLATFORMS: dict[Backend, str] = {"splash": "tpu"}
 
@@ -95,6 +98,7 @@ def _visible(
     return visible
 
 
+@jax.named_scope(SCOPE)
 def attention(
     query: Float[Array, "B T H N"],
     query_segment_ids: Int[Array, "B T"],

@@ -34,9 +34,9 @@ def executed(jaxpr: Jaxpr | ClosedJaxpr) -> Executed:
 
     Products whose results nothing needs do not count: XLA drops them, too. Recomputation has such,
     of what a policy of `jax.checkpoint` keeps. Of a conditional its largest branch counts: the
-    model has none but those for a platform. A kernel's products count once for each of its blocks,
-    of the splash kernels for each that the mask does not hide, and in place of their bytes its
-    arguments and results.
+    model has none but those for a platform. A kernel's products are what its `cost_estimate` says;
+    without one they count once for each of its blocks, of the splash kernels for each that the mask
+    does not hide. In place of their bytes its arguments and results count.
 
     Raises:
         NotImplementedError: a loop without a known number of turns multiplies, or the mask of a
@@ -72,7 +72,10 @@ def _count(jaxpr: Jaxpr | ClosedJaxpr, known: list[Any]) -> tuple[Executed, list
         if name == "dot_general":
             total = total.plus(_product(equation))
         elif name == "pallas_call":
-            flops = _blocks(equation, given) * executed(params["jaxpr"]).flops
+            if (estimate := params["cost_estimate"]) is None:
+                flops = _blocks(equation, given) * executed(params["jaxpr"]).flops
+            else:
+                flops = estimate.flops
             size = _bytes([*equation.invars, *equation.outvars])
             total = total.plus(Executed(flops, size, flops))
         elif name == "cond":

@@ -11,7 +11,8 @@ from t5g2.kernels.attention import KeyValues, Window, attention
 from t5g2.kernels.vocabulary_loss import logits, token_losses
 from t5g2.models.config import T5GEMMA2_270M, TINY
 from t5g2.planning.buffers import attention_kernels, checks, score_matrices, whole_logits
-from t5g2.planning.compile import planning_devices, trace_step
+from t5g2.planning.compile import trace_step
+from t5g2.planning.devices import planning_devices
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
 
@@ -66,7 +67,7 @@ def test_a_step_is_checked_for_what_it_lacks_and_for_what_it_sends():
         text = "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *lines, "}"])
         mesh = {"data": 1, "fsdp": 4, "tensor": 1}
         model = dataclasses.replace(T5GEMMA2_270M, remat=remat)
-        return [check.holds for check in checks(text, model, (1536, 2176), mesh, 1)]
+        return [check.holds for check in checks(text, model, (1536, 2176), mesh, 1, "splash")]
 
     twice = [gather.replace("ID", "1"), gather.replace("ID", "2")]
     assert checked(kernels, *twice, scatter) == [True] * 5
@@ -92,9 +93,63 @@ def test_a_step_is_checked_for_what_it_lacks_and_for_what_it_sends():
         assert held == [True, remat == "full", True, True, True]
 
 
-def test_lengths_that_are_sizes_of_the_model_are_refused():
-    with pytest.raises(ValueError, match="2048 is a length of rows and a size of the model"):
-        score_matrices("", T5GEMMA2_270M, (2048, 2048))
+def test_a_length_that_is_a_size_of_the_model_counts_in_attention_alone():
+    def found(operation):
+        line = (
+            "ENTRY %main (x: f32[8]) -> f32[8] {\n  %s = f32[8,2048,2048]{2,1,0} dot(%a, %b), "
+            f'metadata={{op_name="jit(step)/{operation}/dot_general"}}\n}}'
+        )
+        return score_matrices(line, T5GEMMA2_270M, (2048, 2048))
+
+    assert T5GEMMA2_270M.mlp_dim == 2048
+    assert found("jvp(attend)/while/body") == ["f32[8,2048,2048]"]
+    assert found("transpose(jvp())/while/body/checkpoint/attend") == ["f32[8,2048,2048]"]
+    assert found("jvp()/while/body") == found("jvp()/attendant") == []
+
+
+def test_operations_of_attention_say_so_in_loops_and_gradients():
+    length = 1100
+    states = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    tokens = np.ones((1, length), np.int32), np.arange(length)[None]
+    # As if the length were a size of the model.
+    model = dataclasses.replace(TINY, mlp_dim=length)
+
+    def layer(x, _):
+        keys = KeyValues(x, x, *tokens)
+        window = Window(None, 0)
+        return attention(
+            x, *tokens, keys, None, window=window, scale=1.0, backend="reference"
+        ), None
+
+    def run(x):
+        return jax.lax.scan(jax.checkpoint(layer), x, None, length=2)[0].sum()
+
+    for function in (run, jax.grad(run)):
+        assert score_matrices(text_of(function, states), model, (length, length))
+
+
+def test_kernels_for_gpu_are_counted_by_their_names():
+    def call(name):
+        return (
+            "  %pallas_call.1 = (bf16[8]{0}, f32[8]{0}) custom-call(%x), "
+            'custom_call_target="__gpu$xla.gpu.triton", '
+            f'backend_config={{grid_x = 4 : i32, name = "{name}", num_stages = 2 : i32}}'
+        )
+
+    def checked(*names, remat="none"):
+        text = "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *map(call, names), "}"])
+        model = dataclasses.replace(T5GEMMA2_270M, remat=remat)
+        made = checks(text, model, (2048, 2048), {"fsdp": 1, "tensor": 1}, 1, "triton")
+        return [check.holds for check in made[:2]]
+
+    forward, to_queries, to_keys = "attention_forward", "attention_to_queries", "attention_to_keys"
+    # A decoder's layer has gradients of its own keys and of the encoder's.
+    layer = [to_queries, to_keys, to_keys]
+    assert checked(forward, *layer) == [True, True]
+    assert checked(forward, to_queries) == [False, False]
+    assert checked(forward, forward, *layer) == [True, False]
+    assert checked(forward, forward, *layer, remat="full") == [True, True]
+    assert checked("another") == [False, True]
 
 
 def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
@@ -127,9 +182,9 @@ def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path, remat, for
     step = trace_step(settings, planning_devices(find_topology("v5e:2x2"), settings))
     text = step.traced.lower().compile().as_text()
     mesh = dict(step.mesh.shape)
-    made = checks(text, settings.model, (2176, 1536), mesh, step.parts.accumulation)
+    made = checks(text, settings.model, (2176, 1536), mesh, step.parts.accumulation, "splash")
     assert [check for check in made if not check.holds] == []
     # The lookup leaves the table where it is; the loss gathers it, and sums its gradient, once.
     assert made[-1].found == "1 gathers and 1 sums in 1 microbatches"
     # Each of the four layers attends once, and again in the backward pass if nothing is kept.
-    assert attention_kernels(text) == {"fwd": 4 * forward, "dq": 4, "dkv": 4}
+    assert attention_kernels(text, "splash") == {"fwd": 4 * forward, "dq": 4, "dkv": 4}
