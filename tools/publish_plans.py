@@ -55,14 +55,8 @@ def record(name: str) -> dict[str, Any]:
     versions = {package: importlib.metadata.version(package) for package in ("jax", compiler)}
     found: dict[str, Any] = {"machine": PUBLISHED[name], **plan.to_json(), "versions": versions}
     if isinstance(plan.result, CompiledStep):
-        made = checks(
-            plan.result.text,
-            settings.model,
-            (settings.data.inputs_length, settings.data.targets_length),
-            plan.mesh,
-            plan.parts.accumulation,
-            plan.attention,
-        )
+        room = (settings.data.inputs_length, settings.data.targets_length)
+        made = checks(plan.result.text, settings.model, room, plan.mesh, plan.parts.accumulation)
         found["checks"] = [check._asdict() for check in made]
     return found
 

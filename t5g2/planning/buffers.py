@@ -5,36 +5,20 @@ import math
 import re
 from typing import NamedTuple
 
-from t5g2.kernels.attention import SCOPE, Backend
+from t5g2.kernels.attention import SCOPE
 from t5g2.kernels.splash import filled_length
 from t5g2.kernels.vocabulary_loss import TILE
 from t5g2.models.config import ModelConfig
 from t5g2.planning.collectives import Exchange, exchanges
 from t5g2.planning.hlo import arrays, computations, inner, instructions
 
+# Of TPU's kernels and of GPU's, whose call depends on jax's version.
+_KERNEL = re.compile(
+    r'%splash_mha_([a-z]+)\S* = .*custom_call_target="tpu_custom_call"'
+    r'|custom_call_target="(?:__gpu\$xla\.gpu\.triton|triton_kernel_call_ffi)"'
+    r'.*\bname = "attention_([a-z]+)"'
+)
 _ATTENDS = re.compile(rf'op_name="[^"]*\b{SCOPE}\b')
-
-
-class _Kernels(NamedTuple):
-    """Attention kernels of a back end: how a compiled program shows them, and what they are for."""
-
-    pattern: re.Pattern[str]
-    forward: str
-    backward: frozenset[str]
-
-
-_KERNELS: dict[str, _Kernels] = {
-    "splash": _Kernels(
-        re.compile(r'%splash_mha_([a-z]+)\S* = .*custom_call_target="tpu_custom_call"'),
-        "fwd",
-        frozenset({"dq", "dkv"}),
-    ),
-    "triton": _Kernels(
-        re.compile(r'custom_call_target="__gpu\$xla\.gpu\.triton".*\bname = "attention_(\w+)"'),
-        "forward",
-        frozenset({"to_queries", "to_keys"}),
-    ),
-}
 
 
 def score_matrices(text: str, config: ModelConfig, lengths: tuple[int, int]) -> list[str]:
@@ -82,9 +66,9 @@ def whole_logits(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[s
     return found
 
 
-def attention_kernels(text: str, attention: Backend) -> dict[str, int]:
-    """How many calls of a back end's kernels a module has, by their names."""
-    return dict(collections.Counter(_KERNELS[attention].pattern.findall(text)))
+def attention_kernels(text: str) -> dict[str, int]:
+    """How many calls of the fused attention kernels a module has: "fwd", "dq" and "dkv"."""
+    return dict(collections.Counter(tpu or gpu for tpu, gpu in _KERNEL.findall(text)))
 
 
 def table_exchanges(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[Exchange]:
@@ -118,14 +102,9 @@ class Check(NamedTuple):
 
 
 def checks(
-    text: str,
-    config: ModelConfig,
-    room: tuple[int, int],
-    mesh: dict[str, int],
-    microbatches: int,
-    attention: Backend,
+    text: str, config: ModelConfig, room: tuple[int, int], mesh: dict[str, int], microbatches: int
 ) -> list[Check]:
-    """What every step that is compiled for an accelerator must be.
+    """What every compiled step with a fused attention must be.
 
     Args:
         text: of the compiled module.
@@ -133,8 +112,8 @@ def checks(
         room: encoder and decoder tokens of a row (S, T).
         mesh: sizes of the mesh axes, by name, in order.
         microbatches: of a step.
-        attention: what it attends with; the kernels are checked of those that have some.
     """
+    kernels = attention_kernels(text)
     scores, logits = score_matrices(text, config, room), whole_logits(text, config, mesh)
     moved = table_exchanges(text, config, mesh)
     gathers = sum(e.times for e in moved if e.kind == "all-gather")
@@ -149,7 +128,16 @@ def checks(
     others = sorted({e.kind for e in moved} - {"all-gather", "all-reduce", "reduce-scatter"})
     found = f"{gathers} gathers and {sums} sums in {microbatches} microbatches"
     return [
-        *_kernel_checks(text, config, attention),
+        Check(
+            "attention is fused kernels, forward and backward",
+            {"fwd", "dq", "dkv"} <= set(kernels),
+            ", ".join(f"{count} x {name}" for name, count in sorted(kernels.items())) or "none",
+        ),
+        Check(
+            "the backward pass attends anew under remat 'full' alone",
+            config.remat == "full" or kernels.get("fwd") == kernels.get("dq"),
+            f"remat '{config.remat}'",
+        ),
         Check("no array of queries by keys", not scores, ", ".join(scores) or "none"),
         Check("no array of all logits", not logits, ", ".join(logits) or "none"),
         Check(
@@ -157,26 +145,6 @@ def checks(
             "once",
             gathers <= 2 * microbatches and sums <= microbatches and not others,
             ", ".join([found, *others]),
-        ),
-    ]
-
-
-def _kernel_checks(text: str, config: ModelConfig, attention: Backend) -> list[Check]:
-    if attention not in _KERNELS:
-        return []
-    kernels, (_, forward, backward) = attention_kernels(text, attention), _KERNELS[attention]
-    # Of gradients there is one kernel for each layer, or one for each of its lists of keys.
-    layers = min((kernels.get(name, 0) for name in backward), default=0)
-    return [
-        Check(
-            "attention is fused kernels, forward and backward",
-            {forward, *backward} <= set(kernels),
-            ", ".join(f"{count} x {name}" for name, count in sorted(kernels.items())) or "none",
-        ),
-        Check(
-            "the backward pass attends anew under remat 'full' alone",
-            config.remat == "full" or kernels.get(forward, 0) == layers,
-            f"remat '{config.remat}'",
         ),
     ]
 

@@ -67,7 +67,7 @@ def test_a_step_is_checked_for_what_it_lacks_and_for_what_it_sends():
         text = "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *lines, "}"])
         mesh = {"data": 1, "fsdp": 4, "tensor": 1}
         model = dataclasses.replace(T5GEMMA2_270M, remat=remat)
-        return [check.holds for check in checks(text, model, (1536, 2176), mesh, 1, "splash")]
+        return [check.holds for check in checks(text, model, (1536, 2176), mesh, 1)]
 
     twice = [gather.replace("ID", "1"), gather.replace("ID", "2")]
     assert checked(kernels, *twice, scatter) == [True] * 5
@@ -128,30 +128,6 @@ def test_operations_of_attention_say_so_in_loops_and_gradients():
         assert score_matrices(text_of(function, states), model, (length, length))
 
 
-def test_kernels_for_gpu_are_counted_by_their_names():
-    def call(name):
-        return (
-            "  %pallas_call.1 = (bf16[8]{0}, f32[8]{0}) custom-call(%x), "
-            'custom_call_target="__gpu$xla.gpu.triton", '
-            f'backend_config={{grid_x = 4 : i32, name = "{name}", num_stages = 2 : i32}}'
-        )
-
-    def checked(*names, remat="none"):
-        text = "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", *map(call, names), "}"])
-        model = dataclasses.replace(T5GEMMA2_270M, remat=remat)
-        made = checks(text, model, (2048, 2048), {"fsdp": 1, "tensor": 1}, 1, "triton")
-        return [check.holds for check in made[:2]]
-
-    forward, to_queries, to_keys = "attention_forward", "attention_to_queries", "attention_to_keys"
-    # A decoder's layer has gradients of its own keys and of the encoder's.
-    layer = [to_queries, to_keys, to_keys]
-    assert checked(forward, *layer) == [True, True]
-    assert checked(forward, to_queries) == [False, False]
-    assert checked(forward, forward, *layer) == [True, False]
-    assert checked(forward, forward, *layer, remat="full") == [True, True]
-    assert checked("another") == [False, True]
-
-
 def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
     hidden = jax.ShapeDtypeStruct((2, 600, TINY.hidden_size), jnp.float32)
     table = jax.ShapeDtypeStruct((TINY.vocab_size, TINY.hidden_size), jnp.float32)
@@ -182,9 +158,9 @@ def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path, remat, for
     step = trace_step(settings, planning_devices(find_topology("v5e:2x2"), settings))
     text = step.traced.lower().compile().as_text()
     mesh = dict(step.mesh.shape)
-    made = checks(text, settings.model, (2176, 1536), mesh, step.parts.accumulation, "splash")
+    made = checks(text, settings.model, (2176, 1536), mesh, step.parts.accumulation)
     assert [check for check in made if not check.holds] == []
     # The lookup leaves the table where it is; the loss gathers it, and sums its gradient, once.
     assert made[-1].found == "1 gathers and 1 sums in 1 microbatches"
     # Each of the four layers attends once, and again in the backward pass if nothing is kept.
-    assert attention_kernels(text, "splash") == {"fwd": 4 * forward, "dq": 4, "dkv": 4}
+    assert attention_kernels(text) == {"fwd": 4 * forward, "dq": 4, "dkv": 4}
