@@ -21,9 +21,6 @@ Backend = Literal["reference", "blockwise", "splash"]
 # needs that queries, keys and values do not tell.
 RESULTS = "attention"
 
-# What a compiled program says of each of its operations that is part of attention.
-SCOPE = "attend"
-
 # What a back end that is not XLA's runs on.
 _PLATFORMS: dict[Backend, str] = {"splash": "tpu"}
 
@@ -96,6 +93,10 @@ def _visible(
     if window.right is not None:
         visible &= -distance <= window.right
     return visible
+
+
+# What a compiled program says of each of its operations that is part of attention.
+SCOPE = "attend"
 
 
 @jax.named_scope(SCOPE)
