@@ -4,6 +4,7 @@ Masks are data: callers say which segment and position each token has, never an 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,14 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from t5g2.errors import UserError
 from t5g2.kernels.on_mesh import current_mesh, on_each_device, target_platform
 
-Backend = Literal["reference", "blockwise", "splash"]
+Backend = Literal["reference", "blockwise", "splash", "triton"]
 
 # What `jax.checkpoint`'s policies know attention's results by, and what else its backward pass
 # needs that queries, keys and values do not tell.
 RESULTS = "attention"
 
-# What a back end that is not XLA's runs on.
-_PLATFORMS: dict[Backend, str] = {"splash": "tpu"}
+# The fused kernels, and what each runs on.
+FUSED: dict[Backend, str] = {"splash": "tpu", "triton": "gpu"}
 
 
 class KeyValues(NamedTuple):
@@ -59,7 +60,7 @@ def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None)
     Raises:
         UserError: the devices do not run what is wanted.
     """
-    if wanted != "auto" and wanted not in _PLATFORMS:
+    if wanted != "auto" and wanted not in FUSED:
         return wanted
     platform = jax.default_backend() if mesh is None else target_platform(mesh)
     if mesh is not None and mesh.shape.get("context", 1) > 1:
@@ -68,9 +69,9 @@ def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None)
             return "blockwise"
         raise UserError(f"model.attention = '{wanted}' needs mesh.context = 1: leave it 'auto'")
     if wanted == "auto":
-        fused = {} if mesh is None else {needed: name for name, needed in _PLATFORMS.items()}
+        fused = {} if mesh is None else {needed: name for name, needed in FUSED.items()}
         return fused.get(platform, "blockwise")
-    needed = _PLATFORMS.get(wanted, platform)
+    needed = FUSED.get(wanted, platform)
     if needed != platform:
         raise UserError(
             f"model.attention = '{wanted}' is for {needed.upper()}s, not for {platform.upper()}s: "
@@ -124,7 +125,7 @@ def attention(
     - "reference" makes one mask and one matrix of logits of all queries by all keys.
     - "blockwise" works on a block of queries at a time, in which a windowed layer sees the
       neighbouring blocks of keys alone: neither memory nor time grows with T x S.
-    - "splash" is a fused kernel for TPU.
+    - "splash" is a fused kernel for TPU, "triton" one for GPU.
 
     All but the first take queries and keys to be the same tokens, or `offset` to say which they
     are, and the positions of a segment to count by one along the row, as they do in batches and in
@@ -158,10 +159,8 @@ def attention(
     length = query.shape[1]
     block = _block_size(window)
     same = keys.key.shape[1] == length
-    if chosen == "splash" and same:
-        from t5g2.kernels.splash import splash
-
-        kernel = functools.partial(splash, window=window, scale=scale)
+    if chosen in FUSED and same:
+        kernel = functools.partial(_fused(chosen), window=window, scale=scale)
         split = kernel if offset is not None else on_each_device(kernel, mesh)
         return split(query, query_segment_ids, keys, memory)
     unknown = offset is None and not same and not _sees_all(window)
@@ -172,6 +171,17 @@ def attention(
             *inputs, memory, window=window, scale=scale, block=block, offset=offset or 0
         )
     return checkpoint_name(out, RESULTS)
+
+
+def _fused(backend: Backend) -> Callable[..., Float[Array, "B T H N"]]:
+    """A fused kernel, whose module is read where it is called for alone."""
+    if backend == "splash":
+        from t5g2.kernels.splash import splash
+
+        return splash
+    from t5g2.kernels.triton import triton_attention
+
+    return triton_attention
 
 
 # Queries worked on at a time where every key is seen, and at least so many where a window is.

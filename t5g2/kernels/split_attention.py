@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from t5g2.errors import UserError
 from t5g2.kernels import layout as layouts
 from t5g2.kernels.attention import (
+    FUSED,
     Backend,
     KeyValues,
     Window,
@@ -92,7 +93,7 @@ def placed_attention(
     kept = layout.spec(ROWS, LENGTH, "kv_heads", None)
     spec: Any = (kept, kept, tokens, tokens)
     inputs = (state, tokens, tokens, KeyValues(*spec), memory and KeyValues(*spec))
-    return on_shards(local, layout, inputs, state, fused=chosen == "splash")(*arguments)
+    return on_shards(local, layout, inputs, state, fused=chosen in FUSED)(*arguments)
 
 
 def placed_bidirectional_attention(

@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 RematPolicy = Literal["none", "dots", "attention", "full"]
-AttentionBackend = Literal["auto", "reference", "blockwise", "splash"]
+AttentionBackend = Literal["auto", "reference", "blockwise", "splash", "triton"]
 
 # What changes how the model is computed but not which function it computes: a run may be resumed
 # with other values of these.

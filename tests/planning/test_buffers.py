@@ -93,6 +93,19 @@ def test_a_step_is_checked_for_what_it_lacks_and_for_what_it_sends():
         assert held == [True, remat == "full", True, True, True]
 
 
+@pytest.mark.parametrize("target", ["__gpu$xla.gpu.triton", "triton_kernel_call_ffi"])
+def test_kernels_of_a_gpu_are_found_by_their_names(target):
+    calls = [
+        f'  %pallas_call.{i} = bf16[8]{{0}} custom-call(%x), custom_call_target="{target}", '
+        f'backend_config={{grid_x = 4 : i32, name = "{name}", num_warps = 8 : i32}}'
+        for i, name in enumerate(
+            ["attention_fwd", "attention_dq", "attention_dkv", "attention_dkv"]
+        )
+    ]
+    others = [calls[0].replace("attention_fwd", "other"), calls[0].replace(target, "other")]
+    assert attention_kernels("\n".join(calls + others)) == {"fwd": 1, "dq": 1, "dkv": 2}
+
+
 def test_a_length_that_is_a_size_of_the_model_counts_in_attention_alone():
     def found(operation):
         line = (

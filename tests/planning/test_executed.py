@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5g2.kernels.attention import RESULTS, KeyValues, Window, _visible
 from t5g2.kernels.splash import MergedMask, _kernel, splash
+from t5g2.kernels.triton import _Blocks, _Sizes, triton_attention
 from t5g2.planning.executed import executed
 
 HEADS, WIDTH, BLOCK, LAYERS, ROWS = 4, 64, 512, 3, 4
@@ -28,19 +29,20 @@ CASES = {
 }
 
 
-def running_blocks(length, memory_length, window):
+def running_blocks(length, memory_length, window, queries=BLOCK, keys=BLOCK):
     """Blocks in which a query sees a key, of the mask as the reference attention makes it."""
     tokens = np.ones((1, length), np.int32), np.arange(length)[None]
     visible = np.asarray(_visible(*tokens, KeyValues(None, None, *tokens), window))[0]
     visible = np.pad(visible, ((0, 0), (0, memory_length or 0)), constant_values=True)
-    return visible.reshape(length // BLOCK, BLOCK, -1, BLOCK).any((1, 3)).sum()
+    return visible.reshape(length // queries, queries, -1, keys).any((1, 3)).sum()
 
 
-def layers(case, keep):
+def layers(case, keep, kernel=splash):
     """The gradient of layers of attention in a loop, on two devices.
 
     Args:
         case: of `CASES`.
+        kernel: that attends.
         keep: what of a layer, for the backward pass: "all" or a policy of `jax.checkpoint`.
     """
     length, memory_length, window = CASES[case]
@@ -48,7 +50,7 @@ def layers(case, keep):
     def attend(query, keys, memory):
         tokens = jnp.ones(query.shape[:2], jnp.int32)
         memory = memory and KeyValues(*memory, *[jnp.ones(memory[0].shape[:2], jnp.int32)] * 2)
-        return splash(
+        return kernel(
             query, tokens, KeyValues(*keys, tokens, tokens), memory, window=window, scale=1.0
         )
 
@@ -84,6 +86,26 @@ def test_blocks_that_a_mask_hides_do_not_count(case):
         work = executed(layers(case, keep))
         assert work.in_kernels == (FORWARD + BACKWARD) * product
     assert type(work.flops) is int  # As JSON has it.
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_of_the_kernel_for_gpu_blocks_count_that_a_whole_row_sees(case, monkeypatch):
+    sizes = _Sizes(_Blocks(128, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 32, 8, 2))
+    monkeypatch.setattr("t5g2.kernels.triton._sizes", lambda query: sizes)
+    forward, to_queries, to_keys = (
+        LAYERS
+        * ROWS
+        * HEADS
+        * running_blocks(*CASES[case], b.queries, b.keys)
+        * 2
+        * (b.queries * b.keys * WIDTH)
+        for b in sizes
+    )
+    kept = layers(case, jax.checkpoint_policies.save_only_these_names(RESULTS), triton_attention)
+    assert executed(kept).in_kernels == 2 * forward + 3 * to_queries + 4 * to_keys
+    anew = executed(layers(case, None, triton_attention))
+    assert anew.in_kernels == 4 * forward + 3 * to_queries + 4 * to_keys
+    assert type(anew.flops) is int
 
 
 def test_shares_of_the_grid_at_16k_are_those_counted_by_hand():

@@ -1,6 +1,10 @@
-"""Run by test_splash.py with eight CPU devices: `attention` as a step traces it for a mesh."""
+"""Run by tests with eight CPU devices: `attention` as a step traces it for a mesh.
+
+Argument: a back end, whose kernel is interpreted.
+"""
 
 import functools
+import sys
 from unittest import mock
 
 import jax
@@ -8,9 +12,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from packed_rows import SCALE, long_rows
 
-from t5g2.kernels import attention, on_mesh, splash
+from t5g2.kernels import attention, on_mesh, splash, triton
 from t5g2.parallel.mesh import MeshConfig, make_mesh
 
+backend = sys.argv[1]
+module, name = {"splash": (splash, "splash"), "triton": (triton, "triton_attention")}[backend]
+interpreted = functools.partial(getattr(module, name), interpret=True)
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 query, own, keys, memory = long_rows(140, 100, heads=(4, 2), rows=4)
 window = attention.Window(9, 0)
@@ -30,8 +37,8 @@ def attend(query, segments, positions, keys, memory):
 
 arguments = (query, *own, keys, memory)
 with (
-    mock.patch.object(attention, "target_platform", return_value="tpu"),
-    mock.patch.object(splash, "splash", functools.partial(splash.splash, interpret=True)),
+    mock.patch.object(attention, "target_platform", return_value=attention.FUSED[backend]),
+    mock.patch.object(module, name, interpreted),
 ):
     compiled = jax.jit(attend).lower(*jax.tree.map(sharded, arguments)).compile()
 out = compiled(*jax.tree.map(sharded, arguments))
