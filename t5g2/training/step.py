@@ -89,20 +89,16 @@ def loss_sums(
     Returns:
         The sum over targets, weighted, of what is trained on: their negative log-likelihoods, or,
         of those that `teacher` teaches, the cross-entropies with its distribution; `z_loss` acts on
-        its gradient alone (see `vocabulary_loss.token_losses`). And `LossSums`.
+        its gradient alone (see `vocabulary_loss.summed_losses`). And `LossSums`.
     """
     model, hidden = _decoded(config, params, batch)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-    if teacher is None:
-        losses = model.token_losses(hidden, targets, z_loss)
-        trained = losses = losses * weights
-    else:
-        losses, soft = model.distilled_losses(
-            hidden, targets, *_decoded(teacher.config, teacher.params, batch), z_loss
-        )
-        trained = jnp.where(teacher.teaches(targets), soft, losses) * weights
-        losses = losses * weights
-    total = jnp.sum(trained)
+    teaching = None
+    if teacher is not None:
+        taught_by, states = _decoded(teacher.config, teacher.params, batch)
+        teaching = taught_by.teaching(states, teacher.teaches(targets))
+    total, losses = model.summed_losses(hidden, targets, weights, z_loss, teaching)
+    losses *= weights
     sums = _by_task(losses, batch, num_tasks)
     return total, sums._replace(distilled=None if teacher is None else total)
 
