@@ -3,8 +3,9 @@
     python tools/bench/around_step.py --scratch DIR
 
 Starting is timed in processes of their own, alternating with an empty Python process. Import and
-export are of a 270M-270M model in bfloat16 (text alone), alternating with the disk: as many bytes
-written and synced, and read again. The page cache is not emptied: all readers profit alike.
+export are of a model of --size in bfloat16 (text alone), from the start of the process to its end,
+alternating with the disk: as many bytes written and synced, and read again. The page cache is not
+emptied: all readers profit alike.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model_rounds", type=int, default=3, help="of import and export")
-    parser.add_argument("--layers", type=int, help="of the model; default: all")
+    parser.add_argument("--size", choices=tuple(SIZES), default="270m")
     parser.add_argument("--scratch", type=Path, help="on the disk to compare with")
     args = parser.parse_args()
     starts: dict[str, list[float]] = {name: [] for name in _STARTS}
@@ -76,18 +77,18 @@ def main() -> None:
     report: dict[str, object] = {"starts": starts}
     if args.model_rounds:
         with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-            report["model"] = models(Path(scratch), args.layers, args.model_rounds)
+            report["model"] = models(Path(scratch), args.size, args.model_rounds)
     print(json.dumps(report))
 
 
-def models(scratch: Path, layers: int | None, rounds: int) -> dict[str, list[float]]:
+def models(scratch: Path, name: str, rounds: int) -> dict[str, list[float]]:
     """Shares of the disk's speed that import and export reach, round by round.
 
-    An import reads the bfloat16 weights and writes them in float32; an export the other way.
+    The model's bytes count, once read and once written; a checkpoint keeps their dtype, and has
+    fewer, as it is compressed.
     """
-    config = dataclasses.replace(SIZES["270m"], vision=None)
-    config = dataclasses.replace(config, num_layers=layers or config.num_layers)
-    half = 2 * write_random_model(config, scratch / "source")
+    config = dataclasses.replace(SIZES[name], vision=None)
+    size = 2 * write_random_model(config, scratch / "source")
     tokenizer = write_tokenizer(scratch / "tokenizer.model")
     shares: dict[str, list[float]] = {"import": [], "export": []}
     for number in range(rounds):
@@ -96,16 +97,14 @@ def models(scratch: Path, layers: int | None, rounds: int) -> dict[str, list[flo
             "import": (scratch / "source", "--out", made, "--tokenizer", tokenizer),
             "export": ("--checkpoint", made, "--out", out),
         }
-        for name, arguments in jobs.items():
-            speeds = disk(scratch / "floor", 2 * half)
-            start = seconds_of("-m", "t5g2", name, "--help")
-            taken = seconds_of("-m", "t5g2", name, *arguments)
-            target = made if name == "import" else out
-            size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-            floor = half / speeds["read"] + size / speeds["write"]
-            shares[name].append(floor / taken)
+        for job, arguments in jobs.items():
+            speeds = disk(scratch / "floor", size)
+            start = seconds_of("-m", "t5g2", job, "--help")
+            taken = seconds_of("-m", "t5g2", job, *arguments)
+            floor = size / speeds["read"] + size / speeds["write"]
+            shares[job].append(floor / taken)
             print(
-                f"{name}: {taken:.1f} s (start {start:.1f} s) for {size / 1e9:.2f} GB; the disk, "
+                f"{job}: {taken:.1f} s (start {start:.1f} s) for {size / 1e9:.2f} GB; the disk, "
                 f"{speeds['write'] / 1e6:,.0f} MB/s written, {speeds['read'] / 1e6:,.0f} read, "
                 f"would take {floor:.1f} s: {floor / taken:.0%}",
                 flush=True,
