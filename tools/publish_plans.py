@@ -5,13 +5,11 @@
     python tools/publish_plans.py --render             # docs/plans.md again, nothing compiled
 
 What was found is kept in docs/plans.json, one record for each recipe, and told in a line of each
-recipe's header. A step for TPU is checked, too: fused attention, no large buffers, no needless
-exchange of the vocabulary's table; one that fails is not published, and what was there before
-stays. Exits with 1 if a plan that it made falls short of what is wanted, and says of what.
+recipe's header. The step is checked, too: fused attention, no large buffers, no needless exchange
+of the vocabulary's table; one that fails is not published, and what was there before stays. Exits
+with 1 if a plan that it made falls short of what is wanted, and says of what.
 
-A GPU's compiler needs a GPU. Such a recipe is compiled for as many CPU devices instead, which run
-the same program but for the attention kernels that neither has; its memory and what it sends stand
-in for those of the GPUs.
+Needs the extras `tpu` and `cuda`, each for its machines.
 """
 
 import argparse
@@ -29,13 +27,14 @@ from t5g2.errors import UserError
 from t5g2.files import write_atomically
 from t5g2.planning.buffers import checks
 from t5g2.planning.compile import CompiledStep
-from t5g2.planning.plan import HEADROOM, Plan, make_plan
+from t5g2.planning.plan import HEADROOM, make_plan
 from t5g2.planning.publishing import WANTED_MFU, expected, page, shortfalls
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
 
 ROOT = Path(__file__).parent.parent
 RECORDS, PAGE = ROOT / "docs/plans.json", ROOT / "docs/plans.md"
+_COMPILERS = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin"}
 # Recipe to machine.
 PUBLISHED = {
     "270m_v5e-16": "v5e-16",
@@ -51,16 +50,11 @@ def record(name: str) -> dict[str, Any]:
     """Compiles a recipe's step and says what it is; in a process of its own."""
     topology = find_topology(PUBLISHED[name])
     settings = read_settings([str(_recipe(name))])
-
-    def planned(machine: str) -> Plan:
-        return make_plan(settings, find_topology(machine), lambda _: contextlib.nullcontext())
-
-    plan = planned(topology.name)
-    found: dict[str, Any] = {"machine": PUBLISHED[name], **plan.to_json(), "versions": _versions()}
-    if topology.platform == "gpu":
-        stand_in = planned(f"cpu:{topology.count}").to_json()
-        found["stand_in"] = {key: stand_in[key] for key in ("memory_bytes", "collectives")}
-    elif isinstance(plan.result, CompiledStep):
+    plan = make_plan(settings, topology, lambda _: contextlib.nullcontext())
+    compiler = _COMPILERS[topology.platform]
+    versions = {package: importlib.metadata.version(package) for package in ("jax", compiler)}
+    found: dict[str, Any] = {"machine": PUBLISHED[name], **plan.to_json(), "versions": versions}
+    if isinstance(plan.result, CompiledStep):
         room = (settings.data.inputs_length, settings.data.targets_length)
         made = checks(plan.result.text, settings.model, room, plan.mesh, plan.parts.accumulation)
         found["checks"] = [check._asdict() for check in made]
@@ -69,14 +63,6 @@ def record(name: str) -> dict[str, Any]:
 
 def _recipe(name: str) -> Path:
     return ROOT / f"configs/recipes/{name}.gin"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("jax", "libtpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def main() -> int:
@@ -93,7 +79,7 @@ def main() -> int:
     failed = False
     for name in [] if args.render else args.names or PUBLISHED:
         print(f"{name} ...", flush=True)
-        # The number of CPU devices cannot change within a process.
+        # What a compiler has taken of the memory it gives back with its process alone.
         with concurrent.futures.ProcessPoolExecutor(
             1, mp_context=multiprocessing.get_context("spawn")
         ) as pool:

@@ -96,6 +96,11 @@ def _visible(
     return visible
 
 
+# What a compiled program says of each of its operations that is part of attention.
+SCOPE = "attend"
+
+
+@jax.named_scope(SCOPE)
 def attention(
     query: Float[Array, "B T H N"],
     query_segment_ids: Int[Array, "B T"],

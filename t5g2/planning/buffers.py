@@ -5,27 +5,27 @@ import math
 import re
 from typing import NamedTuple
 
+from t5g2.kernels.attention import SCOPE
 from t5g2.kernels.splash import filled_length
 from t5g2.kernels.vocabulary_loss import TILE
 from t5g2.models.config import ModelConfig
 from t5g2.planning.collectives import Exchange, exchanges
-from t5g2.planning.hlo import computations
+from t5g2.planning.hlo import arrays, computations, inner, instructions
 
-_RESULT = re.compile(r"^\s*(?:ROOT )?%\S+ = (.*?) [a-z][\w-]*\(")
-_ARRAY = re.compile(r"\b(?:pred|[a-z]+\d+(?:[a-z]\w*)?)\[([\d,]+)\]")
 # Of TPU's kernels and of GPU's, whose call depends on jax's version.
 _KERNEL = re.compile(
     r'%splash_mha_([a-z]+)\S* = .*custom_call_target="tpu_custom_call"'
     r'|custom_call_target="(?:__gpu\$xla\.gpu\.triton|triton_kernel_call_ffi)"'
     r'.*\bname = "attention_([a-z]+)"'
 )
-_FUSED = re.compile(r" fusion\(.*\bcalls=%([^\s,]+)")
+_ATTENDS = re.compile(rf'op_name="[^"]*\b{SCOPE}\b')
 
 
 def score_matrices(text: str, config: ModelConfig, lengths: tuple[int, int]) -> list[str]:
     """Arrays of all queries by all keys: attention that costs memory in the square of the length.
 
-    Queries and keys are those of either side or of both, filled up to whole blocks or not.
+    Queries and keys are those of either side or of both, filled up to whole blocks or not. A length
+    that is a size of the model besides counts in attention alone.
 
     Args:
         text: of the compiled module.
@@ -34,19 +34,16 @@ def score_matrices(text: str, config: ModelConfig, lengths: tuple[int, int]) -> 
 
     Returns:
         Their shapes, each once.
-
-    Raises:
-        ValueError: a length is also a size of the model, so that nothing can be told from shapes.
     """
     inputs, targets = lengths
     filled = filled_length(targets)
     tokens = {inputs, targets, inputs + targets, filled_length(inputs), filled}
     tokens.add(filled_length(filled + inputs))
-    sizes = {config.hidden_size, config.mlp_dim, config.vocab_size, config.head_dim}
-    if shared := tokens & sizes:
-        raise ValueError(f"{min(shared)} is a length of rows and a size of the model")
+    model = {config.hidden_size, config.mlp_dim, config.vocab_size, config.head_dim}
     return [
-        shape for shape, sizes in _held(text).items() if sum(size in tokens for size in sizes) > 1
+        shape
+        for shape, (sizes, attends) in _held(text).items()
+        if sum(size in tokens and (attends or size not in model) for size in sizes) > 1
     ]
 
 
@@ -61,7 +58,7 @@ def whole_logits(text: str, config: ModelConfig, mesh: dict[str, int]) -> list[s
     vocabulary = {config.vocab_size, config.vocab_size // mesh["tensor"]}
     table = {config.hidden_size, config.hidden_size // mesh["fsdp"]}
     found = []
-    for shape, sizes in _held(text).items():
+    for shape, (sizes, _) in _held(text).items():
         others = [size for size in sizes if size not in vocabulary]
         rows = math.prod(others)
         if len(others) == len(sizes) - 1 and rows > TILE and rows not in table:
@@ -115,9 +112,6 @@ def checks(
         room: encoder and decoder tokens of a row (S, T).
         mesh: sizes of the mesh axes, by name, in order.
         microbatches: of a step.
-
-    Raises:
-        ValueError: see `score_matrices`.
     """
     kernels = attention_kernels(text)
     scores, logits = score_matrices(text, config, room), whole_logits(text, config, mesh)
@@ -155,15 +149,20 @@ def checks(
     ]
 
 
-def _held(text: str) -> dict[str, list[int]]:
-    """Shapes of all results outside of fusions, whose inner ones are never in memory."""
+def _held(text: str) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Shapes of all results outside of fusions, whose inner ones are never in memory.
+
+    Returns:
+        Of each, as XLA prints it, its sizes, and whether attention makes such an array.
+    """
     parts = computations(text)
-    fused = {match[1] for part in parts for line in part.lines if (match := _FUSED.search(line))}
-    shapes = {}
+    within = inner(parts)
+    shapes: dict[str, tuple[tuple[int, ...], bool]] = {}
     for part in parts:
-        if part.name not in fused:
-            for line in part.lines:
-                if match := _RESULT.match(line):
-                    for array in _ARRAY.finditer(match[1]):
-                        shapes[array[0]] = [int(size) for size in array[1].split(",")]
+        if part.name not in within:
+            for made in instructions(part.lines):
+                attends = _ATTENDS.search(made.attributes) is not None
+                for kind, sizes in arrays(made.shape):
+                    name = f"{kind}[{','.join(map(str, sizes))}]"
+                    shapes[name] = sizes, attends or shapes.get(name, ((), False))[1]
     return shapes

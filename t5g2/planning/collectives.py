@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t5g2.planning.hlo import computations
+from t5g2.planning.hlo import arrays, computations, dimensions
 
 _COLLECTIVE = re.compile(
     r"= (?P<shape>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
     r"ragged-all-to-all|collective-permute|collective-broadcast)(?P<start>-start)?\("
 )
-_ARRAY = re.compile(r"\b(?P<type>pred|[a-z]+\d+(?:[a-z]\w*)?)\[(?P<sizes>[\d,]*)\]")
 _MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
     r"\{([^}]*)\}"
@@ -96,28 +95,23 @@ def _exchange(
     match: re.Match[str], line: str, computation: str, times: int, mesh: dict[str, int]
 ) -> Exchange:
     kind, group = match["kind"], _first_group(line, math.prod(mesh.values()))
-    arrays = list(_ARRAY.finditer(match["shape"]))
+    made = arrays(match["shape"])
     if match["start"] and match["shape"].startswith("("):
-        # Its shape holds arguments and results (all-reduce: results alone; a permute: two more
-        # numbers).
+        # Its shape holds arguments and results (all-reduce: results alone; a permute, on a TPU: two
+        # more numbers).
         if kind == "collective-permute":
-            arrays = arrays[1:2]
-        elif kind != "all-reduce":
-            arrays = arrays[len(arrays) // 2 :]
-    size, count = sum(map(_array_bytes, arrays)), len(group)
+            made = [array for array in made if array.sizes]
+        if kind != "all-reduce":
+            made = made[len(made) // 2 :]
+    size, count = sum(array.bytes for array in made), len(group)
     share = (count - 1) / max(count, 1)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind = "reduce-scatter"  # TPU: the scatter follows within the fusion.
     elif kind == "reduce-scatter":
         size *= count
     sent = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
-    shapes = tuple(_sizes(array["sizes"]) for array in arrays)
+    shapes = tuple(array.sizes for array in made)
     return Exchange(kind, round(size * sent.get(kind, share)), group, times, shapes)
-
-
-def _array_bytes(array: re.Match[str]) -> int:
-    bits = 8 if array["type"] == "pred" else int(re.findall(r"\d+", array["type"])[0])
-    return math.prod(_sizes(array["sizes"])) * bits // 8
 
 
 def _first_group(line: str, devices: int) -> tuple[int, ...]:
@@ -127,7 +121,7 @@ def _first_group(line: str, devices: int) -> tuple[int, ...]:
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return tuple(map(int, match[1].split(",")))
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        return tuple(_iota(match[2], match[3]).reshape(_sizes(match[1]))[0].tolist())
+        return tuple(_iota(match[2], match[3]).reshape(dimensions(match[1]))[0].tolist())
     if match := _MESH_GROUPS.search(line):
         axes = dict(part.split("=") for part in match[1].split(","))
         ids = np.arange(devices) if match[2] is None else _iota(match[2], match[3])
@@ -140,12 +134,8 @@ def _first_group(line: str, devices: int) -> tuple[int, ...]:
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:
-    ids = np.arange(math.prod(_sizes(sizes))).reshape(_sizes(sizes))
-    return ids if order is None else ids.transpose(_sizes(order))
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if size)
+    ids = np.arange(math.prod(dimensions(sizes))).reshape(dimensions(sizes))
+    return ids if order is None else ids.transpose(dimensions(order))
 
 
 def _axes(group: tuple[int, ...], mesh: dict[str, int]) -> str:

@@ -1,7 +1,6 @@
 """The very step that training runs, compiled for machines that are not there."""
 
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
 from t5g2.data.batch import empty_batch
@@ -24,13 +22,14 @@ from t5g2.files import to_path
 from t5g2.kernels.layout import Layout
 from t5g2.models.t5gemma2 import abstract_model, logical_axes, parameter_tree
 from t5g2.parallel.batch import BatchParts
-from t5g2.parallel.mesh import configure_devices, make_mesh
+from t5g2.parallel.mesh import make_mesh
 from t5g2.parallel.rules import batch_shardings, check_room, make_layout, parameter_shardings
 from t5g2.planning.collectives import Collective, collectives
 from t5g2.planning.flops import Load
 from t5g2.planning.placement import shard_bytes
 from t5g2.planning.products import Products, device_products
 from t5g2.planning.topologies import Topology
+from t5g2.planning.traffic import hbm_traffic
 from t5g2.pretrained import describe
 from t5g2.settings import Settings
 from t5g2.training.optimizer import make_optimizer
@@ -39,17 +38,6 @@ from t5g2.training.state import TrainState, state_shardings
 from t5g2.training.step import trace_train_step
 from t5g2.training.teacher import Teacher
 
-# libtpu asks the network and the environment what machine it is on. It is on none, and takes any
-# answer.
-_LIBTPU = {
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
 # XLA counts in binary units.
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"\(?([\d.]+)([KMGT]?)\)?"
@@ -82,7 +70,7 @@ class Memory(NamedTuple):
         arguments: what the step is given (see `StateBytes`), filled up to whole tiles.
         outputs: results that do not take the place of an argument.
         temporaries: activations, gradients, gathered weights and all else that a step makes.
-        code: the program.
+        code: the program; a GPU's compiler does not tell, 0.
     """
 
     arguments: int
@@ -115,12 +103,15 @@ class CompiledStep(NamedTuple):
         memory: bytes on each device.
         collectives: what each device sends.
         products: FLOPs of those that each device computes, kernels aside.
+        traffic: bytes that the program's kernels read and write; None: not counted, as on a TPU,
+            whose text does not tell what stays on the chip.
         text: the program, as XLA prints it.
     """
 
     memory: Memory
     collectives: list[Collective]
     products: Products
+    traffic: int | None
     text: str
 
 
@@ -143,40 +134,6 @@ class Step:
     load: Load
     parts: BatchParts
     teacher: Teacher | None
-
-
-def planning_devices(topology: Topology, settings: Settings) -> Sequence[jax.Device]:
-    """Devices of a topology, to compile for and to compute nothing on.
-
-    GPUs cannot be compiled for where there is none: CPU devices stand in for them.
-
-    Raises:
-        UserError: libtpu is missing, or the recipe wants CPU devices of its own.
-    """
-    wanted = settings.mesh.cpu_devices
-    if wanted is not None and (topology.platform, topology.count) != ("cpu", wanted):
-        raise UserError(
-            f"mesh.cpu_devices = {wanted} contradicts --topology {topology.name}: leave it None"
-        )
-    jax.config.update("jax_platforms", "cpu")
-    if topology.platform != "tpu":
-        configure_devices(dataclasses.replace(settings.mesh, cpu_devices=topology.count))
-        return jax.devices()
-    for name, value in _LIBTPU.items():
-        os.environ.setdefault(name, value)
-    # A host has four chips or eight, unless the slice has one.
-    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.count == 1 else {}
-    try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **host
-        ).devices
-    except RuntimeError as error:
-        if "not installed" not in str(error):
-            raise
-        raise UserError(
-            f"--topology {topology.name} needs TPU's compiler: pip install 't5g2[tpu]'"
-        ) from None
-    return list(found)
 
 
 def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
@@ -228,8 +185,11 @@ def trace_step(settings: Settings, devices: Sequence[jax.Device]) -> Step:
     )
 
 
-def compile_step(step: Step) -> CompiledStep | OutOfMemory:
-    """Compiles a step and reads what the compiler says of it."""
+def compile_step(step: Step, topology: Topology) -> CompiledStep | OutOfMemory:
+    """Compiles a step and reads what the compiler says of it.
+
+    TPU's compiler refuses what does not fit. A GPU's does not: what it needs is compared here.
+    """
     try:
         compiled = step.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -244,9 +204,15 @@ def compile_step(step: Step) -> CompiledStep | OutOfMemory:
         temporaries=sizes.temp_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
     )
+    if topology.chip is not None and memory.total > topology.chip.hbm_bytes:
+        return OutOfMemory(memory.total, topology.chip.hbm_bytes)
     text = compiled.as_text()
     return CompiledStep(
-        memory, collectives(text, dict(step.mesh.shape)), device_products(text), text
+        memory=memory,
+        collectives=collectives(text, dict(step.mesh.shape)),
+        products=device_products(text),
+        traffic=hbm_traffic(text) if topology.platform == "gpu" else None,
+        text=text,
     )
 
 

@@ -1,13 +1,16 @@
 """The structure of a compiled program, read from XLA's text of it."""
 
 import collections
+import math
 import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _HEADER = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>\S+) \(.*\{$")
 _CALL = re.compile(
     r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%([^\s,)]+)"
 )
+_CALLED = re.compile(r"\b(?:calls|to_apply)=%([^\s,)]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _LOOP = re.compile(r" while\(.*condition=%(?P<condition>[^\s,)]+), body=%(?P<body>[^\s,)]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -17,6 +20,51 @@ _ELEMENT = re.compile(r"%(\S+) = \S+ get-tuple-element\(%\S+\), index=(\d+)")
 _ADD = re.compile(r"%(\S+) = [su]32\[\]\S* add\(%(\S+), %(\S+?)\)")
 _COPY = re.compile(r"%(\S+) = [su]32\[\]\S* copy\(%(\S+?)\)")
 _TUPLE = re.compile(r"ROOT .* tuple\((%[^()]*)\)")
+_INSTRUCTION = re.compile(
+    r"^\s*(?P<root>ROOT )?%(?P<name>\S+) = (?P<shape>\(.*?\)|\S+) (?P<opcode>[a-z][\w-]*)"
+    r"\((?P<operands>[^()]*)(?P<attributes>.*)$"
+)
+_ARRAY = re.compile(r"\b(?P<type>pred|[a-z]+\d+(?:[a-z]\w*)?)\[(?P<sizes>[\d,]*)\]")
+
+
+class Instruction(NamedTuple):
+    """One line of a program.
+
+    Attributes:
+        name: of its result.
+        shape: of its result, as XLA prints it.
+        opcode: what it does.
+        operands: names of what it does it to.
+        attributes: all that is printed behind them.
+        root: whether it is the result of its computation.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    operands: list[str]
+    attributes: str
+    root: bool
+
+    @property
+    def called(self) -> str:
+        """Of a fusion or a call, the computation that says what it does."""
+        match = _CALLED.search(self.attributes)
+        assert match is not None
+        return match[1]
+
+
+class Array(NamedTuple):
+    """An array in a shape: its type, as XLA names it, and its sizes."""
+
+    type: str
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of its elements, tiles aside."""
+        bits = 8 if self.type == "pred" else int(re.findall(r"\d+", self.type)[0])
+        return math.prod(self.sizes) * bits // 8
 
 
 class Computation(NamedTuple):
@@ -42,6 +90,46 @@ def computations(text: str) -> list[Computation]:
     bodies = _bodies(text)
     times = _multiplicities(bodies)
     return [Computation(name, lines, times[name]) for name, lines in bodies.items()]
+
+
+def instructions(lines: Iterable[str]) -> Iterator[Instruction]:
+    """The instructions of a computation."""
+    for line in lines:
+        if match := _INSTRUCTION.match(line):
+            operands = re.findall(r"%([^\s,]+)", match["operands"])
+            yield Instruction(
+                match["name"],
+                match["shape"],
+                match["opcode"],
+                operands,
+                match["attributes"],
+                match["root"] is not None,
+            )
+
+
+def inner(parts: Iterable[Computation]) -> set[str]:
+    """Computations that are a part of one kernel: of a fusion, or what a reduction applies."""
+    return {
+        match[1]
+        for part in parts
+        for line in part.lines
+        if " call(" not in line and (match := _CALLED.search(line))
+    }
+
+
+def arrays(shape: str) -> list[Array]:
+    """The arrays in a shape as XLA prints it."""
+    return [Array(m["type"], dimensions(m["sizes"])) for m in _ARRAY.finditer(shape)]
+
+
+def dimensions(text: str) -> tuple[int, ...]:
+    """Numbers between commas."""
+    return tuple(int(size) for size in text.split(",") if size)
+
+
+def byte_count(shape: str) -> int:
+    """Bytes of all arrays in a shape."""
+    return sum(array.bytes for array in arrays(shape))
 
 
 def _bodies(text: str) -> dict[str, list[str]]:

@@ -17,9 +17,9 @@ from t5g2.planning.compile import (
     OutOfMemory,
     StateBytes,
     compile_step,
-    planning_devices,
     trace_step,
 )
+from t5g2.planning.devices import planning_devices
 from t5g2.planning.executed import Executed, executed
 from t5g2.planning.flops import Load, ModelFlops, head_flops, model_flops
 from t5g2.planning.roofline import Budget, Roofline, budget, roofline, utilization
@@ -51,7 +51,7 @@ class Plan:
         recomputed: FLOPs of it that `model.remat` adds.
         attention: what it attends with.
         state: bytes that the step is given, on each device.
-        result: what the compiler says; None: it cannot compile for this machine here.
+        result: what the compiler says.
         roofline: the shortest time of a step; None: of a CPU, or a step that does not fit.
     """
 
@@ -67,7 +67,7 @@ class Plan:
     recomputed: int
     attention: Backend
     state: StateBytes
-    result: CompiledStep | OutOfMemory | None
+    result: CompiledStep | OutOfMemory
     roofline: Roofline | None
 
     @property
@@ -102,13 +102,10 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the step fits into the devices' memory; None: not known."""
-        chip = self.topology.chip
+        """Whether the step fits into the devices' memory; None: of a CPU, it is not known."""
         if isinstance(self.result, OutOfMemory):
             return False
-        if chip is None or self.result is None:
-            return False if chip and sum(self.state) > chip.hbm_bytes else None
-        return self.result.memory.total <= chip.hbm_bytes
+        return None if self.topology.chip is None else True
 
     @property
     def headroom(self) -> float | None:
@@ -179,16 +176,14 @@ class Plan:
         }
 
     def _compiled_json(self) -> dict[str, Any]:
-        match self.result:
-            case CompiledStep(memory=memory, collectives=exchanges):
-                return {
-                    "memory_bytes": memory._asdict() | {"total": memory.total},
-                    "headroom": self.headroom,
-                    "collectives": [exchange._asdict() for exchange in exchanges],
-                }
-            case OutOfMemory(needed, available):
-                return {"out_of_memory": {"needed": needed, "available": available}}
-        return {}
+        if isinstance(self.result, OutOfMemory):
+            return {"out_of_memory": self.result._asdict()}
+        memory = self.result.memory
+        return {
+            "memory_bytes": memory._asdict() | {"total": memory.total},
+            "headroom": self.headroom,
+            "collectives": [exchange._asdict() for exchange in self.result.collectives],
+        }
 
     def _time_json(self) -> dict[str, Any]:
         if self.roofline is None:
@@ -227,14 +222,12 @@ def make_plan(settings: Settings, topology: Topology, stage: Stage) -> Plan:
             model = dataclasses.replace(settings.model, remat="none")
             kept = trace_step(dataclasses.replace(settings, model=model), devices)
             recomputed = work.flops - executed(kept.traced.jaxpr).flops
-    result = None
-    if topology.platform != "gpu":
-        with stage(f"compiling for {topology.name}"):
-            result = compile_step(step)
+    with stage(f"compiling for {topology.name}"):
+        result = compile_step(step, topology)
     mesh = dict(step.mesh.shape)
     counts = parameter_counts(settings.model)
     bound = None
-    if topology.chip is not None and not isinstance(result, OutOfMemory):
+    if topology.chip is not None and isinstance(result, CompiledStep):
         passes = weight_passes(settings.model.remat) * step.parts.accumulation
         bound = roofline(
             topology.chip,

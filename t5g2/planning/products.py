@@ -8,10 +8,15 @@ import math
 import re
 from typing import NamedTuple
 
-from t5g2.planning.hlo import computations
+from t5g2.planning.hlo import computations, dimensions
 
-_SHAPE = re.compile(r"^\s*(?:ROOT )?%(\S+) = [a-z]\w*\[([\d,]*)\]")
+# The first array of a tuple is a library's result, the other what it works in.
+_SHAPE = re.compile(r"^\s*(?:ROOT )?%(\S+) = \(?[a-z]\w*\[([\d,]*)\]")
 _DOT = re.compile(r" dot\(%([^\s,]+), .*lhs_contracting_dims=\{([\d,]*)\}")
+_CUBLAS = re.compile(
+    r" custom-call\(%([^\s,]+), .*custom_call_target=\"__cublas.*"
+    r"\"lhs_contracting_dimensions\":\[([\d,\"]*)\]"
+)
 _CONVOLUTION = re.compile(r" convolution\(%([^\s,]+), %([^\s,)]+)\)")
 # XLA names what it makes again after what it made: %fusion.7.remat2. It may make that nowhere else.
 _NAME = re.compile(r"^\s*(?:ROOT )?%(?P<name>(?P<original>[^\s=]+?)(?:\.remat\d*)*) = ")
@@ -34,7 +39,8 @@ class Products(NamedTuple):
 def device_products(text: str) -> Products:
     """Counts a compiled program's products, those in a loop as often as it turns.
 
-    TPU's products are convolutions, whose windows stand for the axes of a batch.
+    TPU's products are convolutions, whose windows stand for the axes of a batch. GPU's are dots
+    within fusions, or calls of cuBLAS.
     """
     parts = computations(text)
     once = {name: _products(lines) for name, lines, _ in parts}
@@ -58,9 +64,10 @@ def _products(lines: list[str]) -> dict[str, int]:
     sizes: dict[str, list[int]] = {}
     for line in lines:
         if match := _SHAPE.match(line):
-            sizes[match[1]] = [int(size) for size in match[2].split(",") if size]
-            if dot := _DOT.search(line):
-                contracted = [sizes[dot[1]][int(axis)] for axis in dot[2].split(",") if axis]
+            sizes[match[1]] = list(dimensions(match[2]))
+            if dot := _DOT.search(line) or _CUBLAS.search(line):
+                axes = dimensions(dot[2].replace('"', ""))
+                contracted = [sizes[dot[1]][axis] for axis in axes]
                 found[match[1]] = 2 * math.prod(sizes[match[1]]) * math.prod(contracted)
             elif convolution := _CONVOLUTION.search(line):
                 left, right = sizes[convolution[1]], sizes[convolution[2]]

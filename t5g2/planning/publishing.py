@@ -24,8 +24,7 @@ nothing here was timed on the machines named.
 _ESTIMATED = """## Not compiled yet
 
 By the estimate of `t5g2 plan --search` alone, which knows nothing of how XLA schedules a step:
-`python tools/publish_plans.py NAME` compiles one, for GPUs on CPU devices in their place, since a
-GPU's compiler needs a GPU.
+`python tools/publish_plans.py NAME` compiles one.
 """
 
 
@@ -86,10 +85,10 @@ def expected(settings: Settings, topology: Topology, record: Mapping[str, Any] |
         size, time, how = guess.bytes, guess.seconds, "estimated, not compiled yet"
         mfu = utilization(topology.chip, topology.count, guess.flops, guess.seconds)
     elif record["fits"] is False:
-        return f"Expected: {binary(_needed(record))} of {room}: out of memory."
+        return f"Expected: {binary(record['out_of_memory']['needed'])} of {room}: out of memory."
     else:
-        size, (time, mfu) = _compiled(record)["memory_bytes"]["total"], in_turn(record)
-        how = "compiled for CPU devices" if "stand_in" in record else "compiled"
+        size, (time, mfu) = record["memory_bytes"]["total"], in_turn(record)
+        how = "compiled"
     return (
         f"Expected ({how}): {binary(size)} of {room}; by the roofline "
         f"{compact(tokens / time)} tokens/s, MFU {mfu:.0%}."
@@ -98,7 +97,7 @@ def expected(settings: Settings, topology: Topology, record: Mapping[str, Any] |
 
 def headroom(record: Mapping[str, Any]) -> float | None:
     """Share of a device's memory that is left; None: it does not fit."""
-    memory = _compiled(record).get("memory_bytes")
+    memory = record.get("memory_bytes")
     if memory is None:
         return None
     return 1 - memory["total"] / record["topology"]["chip"]["hbm_bytes"]
@@ -109,22 +108,15 @@ def in_turn(record: Mapping[str, Any]) -> tuple[float, float]:
     bound = record.get("roofline_seconds")
     if bound is None:
         return 0.0, 0.0
-    topology, sent = record["topology"], _compiled(record)["collectives"]
-    network = sum(e["bytes"] for e in sent) / topology["chip"]["link_bandwidth"]
-    time = max(bound["compute"], bound["memory"]) + network
+    topology = record["topology"]
+    time = max(bound["compute"], bound["memory"]) + bound["network"]
     peak = topology["count"] * topology["chip"]["flops"]
     return time, record["flops"]["model"] / (peak * time)
 
 
 def _needed(record: Mapping[str, Any]) -> int:
-    """Bytes of a step that does not fit: compiled all the same, or given up by the compiler."""
-    found = record.get("out_of_memory")
-    return found["needed"] if found else _compiled(record)["memory_bytes"]["total"]
-
-
-def _compiled(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Memory and exchanges: of the machine, or of what stands in for it."""
-    return record.get("stand_in", record)
+    """Bytes of a step that does not fit."""
+    return record["out_of_memory"]["needed"]
 
 
 def _overview(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -142,14 +134,20 @@ def _overview(records: Mapping[str, Mapping[str, Any]]) -> str:
             record["remat"],
         ]
         left = headroom(record)
-        if left is None or record["fits"] is False:
-            cells += [f"{binary(_needed(record))}: out of memory", "", "", "", "", ""]
+        if left is None:
+            cells += [
+                f"{binary(record['out_of_memory']['needed'])}: out of memory",
+                "",
+                "",
+                "",
+                "",
+                "",
+            ]
         else:
             time, mfu = in_turn(record)
             rate = batch["tokens"] / time
-            about = "about " if "stand_in" in record else ""
             cells += [
-                about + binary(_compiled(record)["memory_bytes"]["total"]),
+                binary(record["memory_bytes"]["total"]),
                 f"{left:.1%}",
                 seconds(time),
                 f"{mfu:.1%}",
@@ -164,23 +162,17 @@ def _plan(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}\n"
     made = " and ".join(f"{package} {version}" for package, version in record["versions"].items())
     yield f"{record['parameters']['all']:,} parameters; attention `{record['attention']}`; {made}."
-    if "stand_in" in record:
-        yield (
-            "GPUs cannot be compiled for without one: memory and exchanges are those of the same "
-            "step compiled for as many CPU devices; FLOPs and the memory's time are exact counts "
-            "of the traced step."
-        )
     if lacks := shortfalls(record):
         yield f"\n**Falls short**: {'; '.join(lacks)}."
     yield "\n| each device | |\n|---|---|"
     given = record["given_bytes"]
     lines = [(kind, binary(size)) for kind, size in given.items() if size]
-    compiled = _compiled(record)
-    if memory := compiled.get("memory_bytes"):
-        lines += [(kind, binary(memory[kind])) for kind in ("temporaries", "code", "total")]
+    if memory := record.get("memory_bytes"):
+        kinds = ("temporaries", "code", "total")
+        lines += [(kind, binary(memory[kind])) for kind in kinds if memory[kind]]
         lines += [
             (f"{e['kind']} over {e['axes']}", f"{e['number']:,} x, {decimal(e['bytes'])}B")
-            for e in compiled["collectives"]
+            for e in record["collectives"]
         ]
     if bound := record.get("roofline_seconds"):
         lines += [(f"{kind} alone", seconds(bound[kind])) for kind in ("compute", "memory")]

@@ -19,23 +19,24 @@ class Roofline(NamedTuple):
 
     Attributes:
         compute: products at the chip's peak.
-        memory: the products' factors and results, the weights and the optimizer, through HBM.
-        network: what a device sends, over all its links; None: not known without compiling.
+        memory: what goes through HBM. On a GPU all that kernels read and write; on a TPU the
+            products' factors and results, the weights and the optimizer.
+        network: what a device sends, over all its links.
     """
 
     compute: float
     memory: float
-    network: float | None
+    network: float
 
     @property
     def overlapped(self) -> float:
         """If all three go on at the same time."""
-        return max(self.compute, self.memory, self.network or 0.0)
+        return max(self.compute, self.memory, self.network)
 
     @property
     def in_turn(self) -> float:
         """If the network is idle while the cores work, and they wait for it."""
-        return max(self.compute, self.memory) + (self.network or 0.0)
+        return max(self.compute, self.memory) + self.network
 
 
 class Budget(NamedTuple):
@@ -62,13 +63,13 @@ def roofline(
     passes: int,
     splits: int,
     tensor: int,
-    compiled: CompiledStep | None,
+    compiled: CompiledStep,
 ) -> Roofline:
     """The bound of a step.
 
     Args:
         chip: what each device is.
-        devices: number of them, which share the products evenly unless `compiled` says otherwise.
+        devices: number of them.
         work: products of the step on all devices.
         parameters: number of those that train.
         weight_bytes: of one parameter as it is multiplied.
@@ -76,19 +77,20 @@ def roofline(
             in every microbatch.
         splits: devices that share the parameters.
         tensor: devices that share each layer's products; the others hold its weights whole.
-        compiled: what the compiler made of the step; None: not known.
+        compiled: what the compiler made of the step.
     """
-    weights = passes * parameters * weight_bytes / tensor
-    moved = work.bytes / devices + weights + _OPTIMIZER_BYTES * parameters / splits
-    flops, network = work.flops / devices, None
-    if compiled is not None:
-        # XLA does not see into kernels, whose work is shared evenly.
-        flops = compiled.products.flops + work.in_kernels / devices
-        network = sum(exchange.bytes for exchange in compiled.collectives) / chip.link_bandwidth
+    moved: float
+    if compiled.traffic is not None:
+        moved = compiled.traffic
+    else:
+        weights = passes * parameters * weight_bytes / tensor
+        moved = work.bytes / devices + weights + _OPTIMIZER_BYTES * parameters / splits
+    # XLA does not see into kernels, whose work is shared evenly.
+    flops = compiled.products.flops + work.in_kernels / devices
     return Roofline(
         compute=flops / chip.flops,
         memory=moved / chip.hbm_bandwidth,
-        network=network,
+        network=sum(exchange.bytes for exchange in compiled.collectives) / chip.link_bandwidth,
     )
 
 

@@ -103,7 +103,7 @@ def search(settings: Settings, topology: Topology, count: int, stage: Stage) -> 
 
     Args:
         settings: the recipe.
-        topology: the machine; GPUs are not compiled for, so that their order is the estimate's.
+        topology: the machine.
         count: how many to plan.
         stage: shows what is being done, while it is.
 
@@ -112,7 +112,7 @@ def search(settings: Settings, topology: Topology, count: int, stage: Stage) -> 
     """
     chosen = candidates(settings, topology)[:count]
     found = [Found(c, make_plan(c.settings, topology, stage)) for c in chosen]
-    return found if topology.platform == "gpu" else sorted(found, key=_rank)
+    return sorted(found, key=_rank)
 
 
 def estimate(settings: Settings, topology: Topology) -> Candidate:

@@ -9,6 +9,10 @@ from t5g2.planning.topologies import Topology
 from t5g2.reporting.numbers import compact
 
 _GIB, _MIB = 2**30, 2**20
+# Of a GPU's memory jax takes so much unless it is told otherwise (docs.jax.dev, "GPU memory
+# allocation").
+_PREALLOCATED = 0.75
+_ALL = "set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
 
 
 def as_text(plan: Plan) -> str:
@@ -32,9 +36,8 @@ def ranking(tried: Sequence[Candidate], found: Sequence[Found], topology: Topolo
     assert topology.chip is not None
     room = (1 - HEADROOM) * topology.chip.hbm_bytes
     fitting = sum(candidate.bytes <= room for candidate in tried)
-    known = "estimated alone" if topology.platform == "gpu" else "compiled"
     lines = [
-        f"{topology.name}: {len(tried)} ways to run it, of which {fitting} seem to fit; {known}, "
+        f"{topology.name}: {len(tried)} ways to run it, of which {fitting} seem to fit; compiled, "
         "best first:",
         f"  {'data':>5} {'fsdp':>5} {'tensor':>6} {'rows':>5} {'remat':>6} "
         f"{'estimate':>22}  {'memory':>10} {'left':>6} {'step':>9} {'MFU':>6}",
@@ -53,18 +56,16 @@ def ranking(tried: Sequence[Candidate], found: Sequence[Found], topology: Topolo
 
 
 def _verdict(plan: Plan) -> str:
-    match plan.result:
-        case OutOfMemory(needed, available):
-            return f"{binary(needed):>10} out of memory: {binary(needed - available)} too much"
-        case CompiledStep(memory=memory):
-            assert plan.roofline is not None
-            assert plan.headroom is not None
-            time = plan.roofline.in_turn
-            return (
-                f"{binary(memory.total):>10} {plan.headroom:>6.1%} {seconds(time):>9} "
-                f"{plan.utilization(time):>6.1%}"
-            )
-    return "not compiled"
+    if isinstance(plan.result, OutOfMemory):
+        needed, available = plan.result
+        return f"{binary(needed):>10} out of memory: {binary(needed - available)} too much"
+    assert plan.roofline is not None
+    assert plan.headroom is not None
+    time = plan.roofline.in_turn
+    return (
+        f"{binary(plan.result.memory.total):>10} {plan.headroom:>6.1%} {seconds(time):>9} "
+        f"{plan.utilization(time):>6.1%}"
+    )
 
 
 def _what(plan: Plan) -> str:
@@ -125,13 +126,13 @@ def _memory(plan: Plan) -> str:
             if chip is not None and plan.headroom is not None:
                 few = f": less than {HEADROOM:.0%}" if plan.headroom < HEADROOM else ""
                 lines.append(("of", f"{binary(chip.hbm_bytes)}, {plan.headroom:.1%} left{few}"))
+                if plan.topology.platform == "gpu" and plan.headroom < 1 - _PREALLOCATED:
+                    lines.append(("jax takes", f"{_PREALLOCATED:.0%} by itself: {_ALL}"))
         case OutOfMemory(needed, available):
             over = needed - available
             lines.append(
                 ("needed", f"{binary(needed)} of {binary(available)}: {binary(over)} too much")
             )
-        case None:
-            lines.append(("temporaries", "not known: GPUs are not compiled for"))
     if advice := plan.advice():
         lines.append(("does not fit", advice))
     return _columns("Memory of each device", lines)
@@ -148,15 +149,15 @@ def _network(result: CompiledStep) -> str:
 def _time(plan: Plan) -> str:
     bound = plan.roofline
     assert bound is not None
-    network = "not known" if bound.network is None else seconds(bound.network)
     lines = [
         ("computing", seconds(bound.compute)),
         ("memory", seconds(bound.memory)),
-        ("network", network),
+        ("network", seconds(bound.network)),
     ]
-    cases = [("all at the same time", bound.overlapped)]
-    if bound.network is not None:
-        cases.append(("network in turn with the rest", bound.in_turn))
+    cases = [
+        ("all at the same time", bound.overlapped),
+        ("network in turn with the rest", bound.in_turn),
+    ]
     for name, time in cases:
         needed = plan.budget(time)
         rate = compact(plan.load.tokens / time)

@@ -73,25 +73,27 @@ _V6E = Chip(
     link_bandwidth=400e9,
 )
 # NVIDIA data sheets "A100 Tensor Core GPU" (80 GB SXM), "H100 Tensor Core GPU" (SXM), "H200 Tensor
-# Core GPU" (SXM): memory, bfloat16 without sparsity; of the NVLink bandwidth, one direction.
+# Core GPU" (SXM): bfloat16 without sparsity; of the NVLink bandwidth, one direction. Of the memory
+# (80, 80 and 141 GB) CUDA says that a program can have so much, as frameworks print it when they
+# run out of it.
 _A100 = Chip(
     name="NVIDIA A100 80GB",
     flops=312e12,
-    hbm_bytes=80 * _GIB,
+    hbm_bytes=round(79.25 * _GIB),
     hbm_bandwidth=2039e9,
     link_bandwidth=300e9,
 )
 _H100 = Chip(
     name="NVIDIA H100 SXM",
     flops=989.5e12,
-    hbm_bytes=80 * _GIB,
+    hbm_bytes=round(79.1 * _GIB),
     hbm_bandwidth=3350e9,
     link_bandwidth=450e9,
 )
 _H200 = Chip(
     name="NVIDIA H200 SXM",
     flops=989.5e12,
-    hbm_bytes=141 * 10**9,
+    hbm_bytes=round(139.8 * _GIB),
     hbm_bandwidth=4800e9,
     link_bandwidth=450e9,
 )

@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from t5g2.parallel.rules import make_layout
 from t5g2.planning.collectives import collectives
-from t5g2.planning.compile import planning_devices, trace_step
+from t5g2.planning.compile import trace_step
+from t5g2.planning.devices import planning_devices
 from t5g2.planning.executed import executed
 from t5g2.planning.plan import make_plan
 from t5g2.planning.products import device_products

@@ -11,7 +11,8 @@ from t5g2.kernels.attention import KeyValues, Window, attention
 from t5g2.kernels.vocabulary_loss import logits, token_losses
 from t5g2.models.config import T5GEMMA2_270M, TINY
 from t5g2.planning.buffers import attention_kernels, checks, score_matrices, whole_logits
-from t5g2.planning.compile import planning_devices, trace_step
+from t5g2.planning.compile import trace_step
+from t5g2.planning.devices import planning_devices
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import read_settings
 
@@ -105,9 +106,39 @@ def test_kernels_of_a_gpu_are_found_by_their_names(target):
     assert attention_kernels("\n".join(calls + others)) == {"fwd": 1, "dq": 1, "dkv": 2}
 
 
-def test_lengths_that_are_sizes_of_the_model_are_refused():
-    with pytest.raises(ValueError, match="2048 is a length of rows and a size of the model"):
-        score_matrices("", T5GEMMA2_270M, (2048, 2048))
+def test_a_length_that_is_a_size_of_the_model_counts_in_attention_alone():
+    def found(operation):
+        line = (
+            "ENTRY %main (x: f32[8]) -> f32[8] {\n  %s = f32[8,2048,2048]{2,1,0} dot(%a, %b), "
+            f'metadata={{op_name="jit(step)/{operation}/dot_general"}}\n}}'
+        )
+        return score_matrices(line, T5GEMMA2_270M, (2048, 2048))
+
+    assert T5GEMMA2_270M.mlp_dim == 2048
+    assert found("jvp(attend)/while/body") == ["f32[8,2048,2048]"]
+    assert found("transpose(jvp())/while/body/checkpoint/attend") == ["f32[8,2048,2048]"]
+    assert found("jvp()/while/body") == found("jvp()/attendant") == []
+
+
+def test_operations_of_attention_say_so_in_loops_and_gradients():
+    length = 1100
+    states = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    tokens = np.ones((1, length), np.int32), np.arange(length)[None]
+    # As if the length were a size of the model.
+    model = dataclasses.replace(TINY, mlp_dim=length)
+
+    def layer(x, _):
+        keys = KeyValues(x, x, *tokens)
+        window = Window(None, 0)
+        return attention(
+            x, *tokens, keys, None, window=window, scale=1.0, backend="reference"
+        ), None
+
+    def run(x):
+        return jax.lax.scan(jax.checkpoint(layer), x, None, length=2)[0].sum()
+
+    for function in (run, jax.grad(run)):
+        assert score_matrices(text_of(function, states), model, (length, length))
 
 
 def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
@@ -120,10 +151,17 @@ def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
     assert whole_logits(tiled, TINY, MESH) == []
 
 
+# In a decoder's layer the gradients of the encoder's keys are a kernel of their own for GPU.
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "machine", "gradients"),
+    [("libtpu", "v5e:2x2", 4), ("jax_cuda13_plugin", "h100:4", 6)],
+)
 @pytest.mark.parametrize(("remat", "forward"), [("attention", 1), ("full", 2)])
-def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path, remat, forward):
-    pytest.importorskip("libtpu")
+def test_the_step_for_accelerators_has_the_kernels_and_nothing_large(
+    tmp_path, compiler, machine, gradients, remat, forward
+):
+    pytest.importorskip(compiler)
     # Layers are alike: one local and one global of either side stand for all. The lengths are about
     # 2K, and no size of the model.
     model = dataclasses.replace(T5GEMMA2_270M, vision=None, remat=remat, num_layers=2)
@@ -137,7 +175,7 @@ def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path, remat, for
         ).replace("model.global_every = 6", "model.global_every = 2")
     )
     settings = read_settings([str(recipe)])
-    step = trace_step(settings, planning_devices(find_topology("v5e:2x2"), settings))
+    step = trace_step(settings, planning_devices(find_topology(machine), settings))
     text = step.traced.lower().compile().as_text()
     mesh = dict(step.mesh.shape)
     made = checks(text, settings.model, (2176, 1536), mesh, step.parts.accumulation)
@@ -145,4 +183,4 @@ def test_the_step_for_tpu_has_the_kernels_and_nothing_large(tmp_path, remat, for
     # The lookup leaves the table where it is; the loss gathers it, and sums its gradient, once.
     assert made[-1].found == "1 gathers and 1 sums in 1 microbatches"
     # Each of the four layers attends once, and again in the backward pass if nothing is kept.
-    assert attention_kernels(text) == {"fwd": 4 * forward, "dq": 4, "dkv": 4}
+    assert attention_kernels(text) == {"fwd": 4 * forward, "dq": 4, "dkv": gradients}

@@ -1,9 +1,12 @@
 """Kernels' products are those of the blocks that run, whatever lies around the kernel."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.experimental.pallas.ops.tpu.splash_attention import MultiHeadMask, SegmentIds
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
     process_mask_dkv,
@@ -132,3 +135,21 @@ def test_products_that_nothing_needs_do_not_count():
 
     x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
     assert executed(jax.jit(run).trace(x).jaxpr).flops == 2 * 8**3
+
+
+def test_a_kernel_may_say_itself_what_it_multiplies():
+    def kernel(bound, x, out):
+        # As many turns as the data says.
+        out[...] = jax.lax.fori_loop(0, bound[0], lambda _, y: y @ y, x[...])
+
+    def run(bound, x, cost):
+        return pl.pallas_call(kernel, out_shape=x, cost_estimate=cost)(bound, x)
+
+    bound = jax.ShapeDtypeStruct((1,), jnp.int32)
+    x = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    said = pl.CostEstimate(flops=5 * 2 * 16**3, transcendentals=0, bytes_accessed=0)
+    work = executed(jax.jit(functools.partial(run, cost=said)).trace(bound, x).jaxpr)
+    assert work.flops == work.in_kernels == 5 * 2 * 16**3
+    assert work.bytes == 2 * 16 * 16 * 4 + 4
+    with pytest.raises(NotImplementedError, match="number of turns is not known"):
+        executed(jax.jit(functools.partial(run, cost=None)).trace(bound, x).jaxpr)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from small_run import write_corpus, write_recipe
 
 from t5g2 import cli
 from t5g2.errors import UserError
-from t5g2.planning.compile import OutOfMemory, out_of_memory, planning_devices
+from t5g2.planning.compile import OutOfMemory, compile_step, out_of_memory, trace_step
+from t5g2.planning.devices import planning_devices, target_config
 from t5g2.planning.plan import make_plan
+from t5g2.planning.rate import chip_of
 from t5g2.planning.table import as_text
 from t5g2.planning.topologies import find_topology
 from t5g2.settings import overridden, read_settings
@@ -50,9 +53,11 @@ def told(recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def planned(recipe):
-    """A plan for machines that this one cannot compile for."""
+    """A plan of a step that does not fit an H100, as if its compiler had said so."""
     settings = overridden(read_settings([str(recipe)]), ["mesh.fsdp=1"])
-    return make_plan(settings, find_topology("h100:1"), lambda _: contextlib.nullcontext())
+    plan = make_plan(settings, find_topology("cpu:1"), lambda _: contextlib.nullcontext())
+    full = OutOfMemory(needed=99 * 2**30, available=80 * 2**30)
+    return dataclasses.replace(plan, topology=find_topology("h100:1"), result=full)
 
 
 def test_the_planned_step_is_the_one_that_training_compiles(told):
@@ -106,17 +111,6 @@ def test_the_mesh_and_the_batch_are_the_recipes(told):
     assert plan["batch"]["tokens"] == 16 * (192 + 96)
 
 
-def test_a_plan_for_a_gpu_says_what_it_does_not_know(planned):
-    assert planned.fits is None
-    assert planned.headroom is None
-    text = as_text(planned)
-    assert "temporaries  not known" in text
-    assert "network               not known" in text
-    assert "a bound, not a forecast" in text
-    assert planned.roofline.overlapped == planned.roofline.in_turn
-    assert json.loads(json.dumps(planned.to_json()))["fits"] is None
-
-
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
@@ -135,7 +129,6 @@ def test_a_step_that_does_not_fit_is_an_answer(planned, changes, advice):
         settings=dataclasses.replace(settings, model=model),
         parts=parts,
         result=OutOfMemory(needed=19 * 2**30, available=round(15.75 * 2**30)),
-        roofline=None,
     )
     assert full.fits is False
     assert "19.00 GiB of 15.75 GiB: 3.25 GiB too much" in as_text(full)
@@ -177,6 +170,38 @@ def test_without_libtpu_its_extra_is_named(recipe, monkeypatch):
         planning_devices(find_topology("v5e-16"), read_settings([str(recipe)]))
 
 
+def test_without_the_plug_in_for_cuda_its_extra_is_named(recipe, monkeypatch):
+    def missing(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r"^--topology h100:8 needs .*'t5g2\[cuda\]'$"):
+        planning_devices(find_topology("h100:8"), read_settings([str(recipe)]))
+
+
+@pytest.mark.parametrize("name", ["a100:1", "h100:1", "h200:1"])
+def test_gpus_are_described_as_their_maker_does(name):
+    chip = find_topology(name).chip
+    described = target_config(chip)
+    hopper = name != "a100:1"
+    assert f"cuda_compute_capability {{ major: {9 if hopper else 8} minor: 0" in described
+    assert ("ACCELERATED_FEATURES" in described) is hopper
+    numbers = dict(re.findall(r"(\w+): ([\d.]+)", described))
+    assert chip_of(re.search('description_str: "(.*?)"', described)[1]) == chip
+    assert int(numbers["device_memory_size"]) == chip.hbm_bytes
+    assert int(numbers["memory_bandwidth"]) == chip.hbm_bandwidth
+
+
+def test_what_a_compiler_lets_pass_and_no_device_holds_is_out_of_memory(recipe):
+    settings = overridden(read_settings([str(recipe)]), ["mesh.fsdp=1"])
+    devices = planning_devices(find_topology("cpu:1"), settings)
+    chip = dataclasses.replace(find_topology("h100:1").chip, hbm_bytes=2**20)
+    small = dataclasses.replace(find_topology("cpu:1"), chip=chip)
+    found = compile_step(trace_step(settings, devices), small)
+    assert isinstance(found, OutOfMemory)
+    assert found.needed > found.available == 2**20
+
+
 def test_cpu_devices_of_the_recipe_must_be_the_topologys(recipe):
     settings = overridden(read_settings([str(recipe)]), ["mesh.cpu_devices=8"])
     with pytest.raises(UserError, match=r"mesh.cpu_devices = 8 contradicts --topology v5e:4x4"):
@@ -189,6 +214,22 @@ def test_mistakes_are_told_in_one_line(recipe, capsys):
     assert "did you mean 'v5e:16x16'" in capsys.readouterr().err
     assert cli.main([*command, "--topology", "cpu:1"]) == 2
     assert "mesh (data=-1, fsdp=4, tensor=1, context=1) does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_gpus_that_are_not_there(recipe, tmp_path):
+    pytest.importorskip("jax_cuda13_plugin", reason="the extra t5g2[cuda] is not installed")
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "t5g2", "plan", "--topology", "h100:4", "--json", out]
+    subprocess.run([*command, "--gin_file", recipe], check=True)
+    plan = json.loads(out.read_text())
+    assert plan["fits"]
+    assert plan["headroom"] > 0.9
+    assert {exchange["axes"] for exchange in plan["collectives"]} == {"fsdp"}
+    # Every device computes its share, and no more.
+    assert abs(plan["flops"]["repeated_by_devices"]) < 0.01 * plan["flops"]["executed"]
+    # Kernels read and write at least what the products need.
+    assert plan["roofline_seconds"]["memory"] > plan["roofline_seconds"]["compute"]
 
 
 @pytest.mark.slow

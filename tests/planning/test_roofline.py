@@ -11,7 +11,9 @@ from t5g2.planning.topologies import Chip
 
 CHIP = Chip(name="chip", flops=1e12, hbm_bytes=10**9, hbm_bandwidth=1e10, link_bandwidth=1e9)
 SENT = [Collective("all-gather", "fsdp", 2, 300), Collective("all-reduce", "data", 1, 200)]
-COMPILED = CompiledStep(Memory(1, 2, 3, 4), SENT, products=Products(3 * 10**12, 0), text="")
+COMPILED = CompiledStep(
+    Memory(1, 2, 3, 4), SENT, products=Products(3 * 10**12, 0), traffic=None, text=""
+)
 
 
 def bound(**changes):
@@ -36,11 +38,10 @@ def test_each_resource_works_at_its_peak():
     assert made.in_turn == made.compute + made.network
 
 
-def test_without_a_compiler_work_is_shared_evenly_and_the_network_left_out():
-    made = bound(compiled=None)
-    assert made.compute == pytest.approx(2.0)
-    assert made.network is None
-    assert made.in_turn == made.overlapped == made.compute
+def test_what_kernels_read_and_write_is_the_memorys_work_where_that_is_known():
+    made = bound(compiled=COMPILED._replace(traffic=5 * 10**10))
+    assert made.memory == pytest.approx(5.0)
+    assert made.in_turn == made.memory + made.network
 
 
 def test_utilization_is_the_share_of_the_peak():

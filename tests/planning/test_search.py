@@ -10,8 +10,11 @@ from small_run import write_corpus, write_recipe
 
 from t5g2 import cli
 from t5g2.errors import UserError
+from t5g2.planning import plan as planning
 from t5g2.planning import search as searching
 from t5g2.planning.compile import CompiledStep, Memory, OutOfMemory
+from t5g2.planning.devices import planning_devices
+from t5g2.planning.plan import make_plan
 from t5g2.planning.products import Products
 from t5g2.planning.roofline import Roofline
 from t5g2.planning.search import candidates, search
@@ -88,14 +91,14 @@ def test_a_machine_without_figures_and_one_that_shares_no_rows_are_refused(setti
 def test_out_of_memory_comes_last_and_is_told(settings, small, monkeypatch):
     topology = find_topology("v5e-1")
     model = read_settings([str(small)])
-    (one,) = search(model, find_topology("h100:1"), 1, lambda _: contextlib.nullcontext())
+    plan = make_plan(model, find_topology("cpu:1"), lambda _: contextlib.nullcontext())
     results = iter(
         [
             OutOfMemory(needed=19 * 2**30, available=round(15.75 * 2**30)),
             CompiledStep(
-                Memory(15 * 2**30, 0, 2**29, 0), [], Products(1, 0), ""
+                Memory(15 * 2**30, 0, 2**29, 0), [], Products(1, 0), None, ""
             ),  # Less than 5% left.
-            CompiledStep(Memory(2**30, 0, 2**30, 0), [], Products(1, 0), ""),
+            CompiledStep(Memory(2**30, 0, 2**30, 0), [], Products(1, 0), None, ""),
         ]
     )
 
@@ -103,7 +106,7 @@ def test_out_of_memory_comes_last_and_is_told(settings, small, monkeypatch):
         result = next(results)
         fits = isinstance(result, CompiledStep)
         return dataclasses.replace(
-            one.plan,
+            plan,
             topology=topology,
             settings=settings,
             result=result,
@@ -121,12 +124,16 @@ def test_out_of_memory_comes_last_and_is_told(settings, small, monkeypatch):
     assert "None of them fits; the nearest: --gin." in alone
 
 
-def test_the_best_is_planned_as_ever(small, tmp_path, capsys):
+def test_the_best_is_planned_as_ever(small, tmp_path, capsys, monkeypatch):
+    def devices(topology, settings):
+        return planning_devices(find_topology("cpu:1"), settings)
+
+    monkeypatch.setattr(planning, "planning_devices", devices)
     out = tmp_path / "plan.json"
     command = ["plan", "--gin_file", str(small), "--topology", "h100:1", "--json", str(out)]
     assert cli.main([*command, "--search", "1"]) == 0
     text = capsys.readouterr().out
-    assert "estimated alone, best first" in text
+    assert "compiled, best first" in text
     mesh = json.loads(out.read_text())["mesh"]
     assert f"--gin.mesh.data={mesh['data']} --gin.mesh.fsdp={mesh['fsdp']}" in text
     assert cli.main([*command, "--search", "0"]) == 2
