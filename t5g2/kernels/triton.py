@@ -124,18 +124,25 @@ def _filled(array: Array, padding: int = 0) -> Array:
     return jnp.pad(array, widths, constant_values=padding)
 
 
-# By how many heads' rows the shared memory has room for. At 256 columns of bfloat16 the first are
-# H100's, the next A100's and the third those of lesser ones; of float32 they are one and two lower.
-_SIZES = (
-    (400, _Sizes(_Blocks(128, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2))),
-    (300, _Sizes(_Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 1))),
-    (150, _Sizes(_Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1))),
-    (0, _Sizes(_Blocks(16, 16, 4, 1), _Blocks(16, 16, 4, 1), _Blocks(16, 16, 4, 1))),
-)
+# By bytes of a state and KiB of shared memory: what compiles for H100, for A100 and for lesser
+# devices at 256 columns with few registers spilled or none. None was chosen by timing.
+_SMALLEST = _Sizes(_Blocks(16, 16, 4, 1), _Blocks(16, 16, 4, 1), _Blocks(16, 16, 8, 1))
+_SIZES = {
+    2: (
+        (227, _Sizes(_Blocks(128, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2))),
+        (163, _Sizes(_Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 1))),
+        (99, _Sizes(_Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1), _Blocks(32, 32, 8, 1))),
+        (0, _SMALLEST),
+    ),
+    4: (
+        (163, _Sizes(_Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1), _Blocks(16, 32, 8, 1))),
+        (0, _SMALLEST),
+    ),
+}
 # KiB of shared memory that a block of threads may have, by a part of the device's name, and of all
 # other devices (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
 _SHARED = {"A100": 163, "A800": 163, "H100": 227, "H800": 227, "H20": 227, "B200": 227, "B300": 227}
-_SHARED |= {"AMD": 64}
+_SHARED |= {"AMD": 64, "gfx": 64}
 _OTHERS_SHARED = 99
 
 
@@ -145,8 +152,8 @@ def _sizes(query: Array) -> _Sizes:
     device = None if mesh is None else mesh.abstract_device
     kind = jax.devices()[0].device_kind if device is None else device.device_kind
     shared = max((size for name, size in _SHARED.items() if name in kind), default=_OTHERS_SHARED)
-    rows = shared * 1024 // (query.dtype.itemsize * query.shape[3])
-    return next(sizes for needed, sizes in _SIZES if rows >= needed)
+    room = shared * 256 // query.shape[3]
+    return next(sizes for needed, sizes in _SIZES[query.dtype.itemsize] if room >= needed)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,6 +1,7 @@
 """GPU's attention kernel, interpreted, against the reference; and compiled without a GPU."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,16 @@ from fused_cases import (
     gradients_with,
     is_the_same_where_results_are_kept,
 )
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from packed_rows import SCALE, long_rows, packed
 
-from t5g2.kernels.attention import RESULTS, KeyValues, Window, reference_attention
+from t5g2.kernels.attention import (
+    RESULTS,
+    KeyValues,
+    Window,
+    attention,
+    reference_attention,
+)
 from t5g2.kernels.triton import triton_attention
 from t5g2.planning.executed import executed
 
@@ -114,6 +122,36 @@ def test_where_results_are_kept_the_backward_pass_does_not_attend_anew():
         return triton_attention(query, own[0], keys, memory, window=Window(40, 0), scale=SCALE)
 
     assert anew - kept == executed(jax.jit(attend).trace(query).jaxpr).in_kernels
+
+
+@pytest.mark.parametrize(
+    ("device", "queries"),
+    [("NVIDIA H100 80GB HBM3", 128), ("NVIDIA A100-SXM4-80GB", 64), ("NVIDIA L4", 32)],
+)
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_the_devices_of_the_mesh_choose_the_blocks_of_a_step_lowered_for_them(device, queries):
+    device = AbstractDevice(device_kind=device, num_cores=None, platform="gpu")
+    axes = ("data", "fsdp", "tensor")
+    mesh = AbstractMesh((1, 1, 1), axes, (AxisType.Auto,) * 3, abstract_device=device)
+    ids = jax.ShapeDtypeStruct((1, 512), jnp.int32)
+
+    def states(heads):
+        return jax.ShapeDtypeStruct((1, 512, heads, 256), jnp.bfloat16)
+
+    def total(query, key, value, ids):
+        near = KeyValues(key, value, ids, ids)
+        with jax.sharding.use_abstract_mesh(mesh):
+            out = attention(query, ids, ids, near, near, window=Window(99, 0), scale=1.0)
+        return out.astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(states(4), states(1), states(1), ids)
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = dict(
+        reversed(call) for call in re.findall(r'grid_y = (\d+).*?name = "attention_(\w+)"', text)
+    )
+    assert set(calls) == {"fwd", "dq", "dkv"}
+    assert int(calls["fwd"]) == 512 // queries
 
 
 def test_on_a_mesh_each_device_attends_for_its_rows_and_heads():
