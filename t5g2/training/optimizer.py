@@ -52,8 +52,9 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping, then the optimizer at the schedule's rate.
 
-    Its `update` takes `skipped` besides, a bool scalar: where that is true, the state, with the
-    schedule's count, keeps its bits, and the updates mean nothing.
+    Its `update` takes `share` besides, which the gradients are to be multiplied by before all, and
+    `skipped`, a bool scalar: where that is true, the state, with the schedule's count, keeps its
+    bits, and the updates mean nothing.
     """
     made = {"adamw": _adamw, "adafactor": _adafactor, "muon": _muon}[config.name]
     return optax.chain(_clip_by_global_norm(config.clip_norm), made(config, schedule))
@@ -68,7 +69,7 @@ def _kept(inner: optax.GradientTransformation) -> optax.GradientTransformationEx
     """Keeps the state of what knows nothing of skipped steps."""
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, skipped: Any = False
+        updates: Any, state: Any, params: Any = None, *, skipped: Any = False, **_: Any
     ) -> tuple[Any, Any]:
         updates, new = inner.update(updates, state, params)
         return updates, select(skipped, state, new)
@@ -76,17 +77,20 @@ def _kept(inner: optax.GradientTransformation) -> optax.GradientTransformationEx
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` as one product, which XLA makes again where it is read.
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` and the share as one product, which XLA makes where it is read.
 
-    A division it would rather keep: a second gradient.
+    Of a division, or a norm of what was multiplied, it would keep a second gradient.
     """
 
-    def update(updates: Any, _: Any) -> Any:
-        scale = jnp.minimum(1.0, limit / optax.global_norm(updates))
-        return jax.tree.map(lambda update: update * scale, updates)
+    def update(
+        updates: Any, state: Any, params: Any = None, *, share: Any = 1.0, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        scale = share * jnp.minimum(1.0, limit / (share * optax.global_norm(updates)))
+        return jax.tree.map(lambda update: update * scale, updates), state
 
-    return optax.stateless(update)
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
@@ -97,7 +101,7 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformationExtra
     b1, b2 = config.b1, config.b2
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, skipped: Any = False
+        updates: Any, state: Any, params: Any = None, *, skipped: Any = False, **_: Any
     ) -> tuple[Any, Any]:
         del params
         count = optax.safe_increment(state.count)

@@ -178,11 +178,12 @@ def train_step(
     gradients, sums = _summed(functools.partial(gradient, trained), batch, accumulation)
     count = jnp.maximum(jnp.sum(sums.targets), 1.0)
     share = 1.0 / count
-    gradients = jax.tree.map(lambda g: g * share, gradients)
     mean = (jnp.sum(sums.nll) if sums.distilled is None else sums.distilled) / count
-    norm = optax.global_norm(gradients)
+    norm = share * optax.global_norm(gradients)
     skipped = limits.exceeded(mean, norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, trained, skipped=skipped)
+    updates, opt_state = optimizer.update(
+        gradients, state.opt_state, trained, share=share, skipped=skipped
+    )
     new = select(skipped, trained, optax.apply_updates(trained, updates))
     digest = jnp.sum(batch["row_digest"], dtype=jnp.uint32)
     metrics = StepMetrics(
