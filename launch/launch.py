@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from t5g2.cli import Parser, parse_job
 from t5g2.errors import UserError
 from t5g2.planning.topologies import Topology, find_topology
 
@@ -69,7 +70,7 @@ def local(args: argparse.Namespace) -> Launch:
 
 def slurm(args: argparse.Namespace) -> Launch:
     """A job of a Slurm cluster."""
-    run_dir = _run_dir(args)
+    run_dir = args.run_dir
     if args.log is None and run_dir.startswith(BUCKETS):
         raise UserError(f"--run_dir {run_dir} is in a bucket, where Slurm cannot write: give --log")
     log = Path(args.log or f"{run_dir}.log").absolute()
@@ -199,17 +200,22 @@ def _tpu(name: str) -> Topology:
     return topology
 
 
-def _run_dir(args: argparse.Namespace) -> str:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--run_dir")
-    found = parser.parse_known_args(args.command)[0].run_dir
-    if args.command[:1] != ["train"] or not found:
+def _check(command: Sequence[str]) -> str:
+    """Refuses what t5g2 itself would refuse, before anything is asked for; returns the run_dir."""
+    if command[:1] != ["train"]:
         raise UserError("after -- there must be t5g2's command line: train --run_dir R ...")
-    return found
+    given = parse_job(command)
+    # What is not here lies where the run will be.
+    files = all(name.startswith("configs/") or Path(name).is_file() for name in given.gin_file)
+    if files and all(Path(directory).is_dir() for directory in given.gin_search_paths):
+        from t5g2.settings import read_settings
+
+        read_settings(given.gin_file, given.gin_bindings, given.gin_search_paths)
+    return str(given.run_dir)
 
 
 def _run_dir_below_data(args: argparse.Namespace) -> None:
-    run_dir = _run_dir(args)
+    run_dir = args.run_dir
     if not run_dir.startswith(BUCKETS) and not Path(run_dir).is_relative_to(DATA):
         raise UserError(
             f"--run_dir {run_dir} would be lost with its host: put it below {DATA}, or into a "
@@ -219,7 +225,7 @@ def _run_dir_below_data(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch.py",
         description=description,
         epilog=rest,
@@ -299,7 +305,7 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments[:end])
     args.command = arguments[end + 1 :]
     try:
-        _run_dir(args)
+        args.run_dir = _check(args.command)
         text, engine = args.launch(args)
     except UserError as error:
         print(f"launch.py: error: {error}", file=sys.stderr)

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports each mistake in one line, an unknown option with the nearest known one."""
 
     def __init__(self, **options: Any) -> None:
@@ -166,22 +166,28 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] not in JOBS:
         return _without_job(argv)
     began = time.time()
+    args = parse_job(argv)
+    args.began = began
+    return importlib.import_module(JOBS[argv[0]].module).run(args)
+
+
+def parse_job(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a job, whose name comes first; mistakes end the program with a line."""
     name, job = argv[0], JOBS[argv[0]]
-    parser = _Parser(prog=f"t5g2 {name}", description=f"{job.summary[0].upper()}{job.summary[1:]}.")
+    parser = Parser(prog=f"t5g2 {name}", description=f"{job.summary[0].upper()}{job.summary[1:]}.")
     job.add_arguments(parser)
     rest, bindings = _take_gin_bindings(argv[1:])
     args = parser.parse_args(rest)
-    args.began = began
     if "gin_bindings" in args:
         args.gin_bindings = bindings
     elif bindings:
         raise UserError(f"takes no gin settings: {GIN_PREFIX}{bindings[0]}")
-    return importlib.import_module(job.module).run(args)
+    return args
 
 
 def _without_job(argv: list[str]) -> int:
     width = max(map(len, JOBS))
-    parser = _Parser(
+    parser = Parser(
         prog="t5g2",
         usage="t5g2 JOB [options]",
         description="Pretrain T5Gemma-2-style encoder-decoders with the UL2 objective, in JAX.",

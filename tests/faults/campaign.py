@@ -17,7 +17,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sys
 import sysconfig
 import time
@@ -33,6 +32,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import orbax.checkpoint
+from ports import free_port
 from small_run import write_corpus, write_recipe
 
 from t5g2 import cli
@@ -105,12 +105,6 @@ class Attempt:
     def kill(self, pids, *, with_children):
         for pid in pids:
             (os.killpg if with_children else os.kill)(pid, signal.SIGKILL)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 class Campaign:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from ports import free_port
 from small_run import write_corpus, write_recipe
 
 from t5g2.errors import UserError
@@ -23,12 +23,6 @@ def recipe(tmp_path_factory, standard_library):
     return write_recipe(
         home / "recipe.gin", write_corpus(home / "corpus", standard_library(200_000))
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def begin(recipe, run_dir, *bindings, count=2):
