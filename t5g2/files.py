@@ -144,11 +144,11 @@ def new_directory(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError), _held(left):  # Else someone is at work on it.
             shutil.rmtree(left, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be made: {error.strerror}") from error
-    try:
+    try:  # Made in here: an interrupt may come as soon as it is there.
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}") from error
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # A file system without locks.
                 stack.enter_context(_held(partial))
