@@ -125,12 +125,12 @@ def _filled(array: Array, padding: int = 0) -> Array:
 
 
 # By bytes of a state and KiB of shared memory: what compiles for H100, for A100 and for lesser
-# devices at 256 columns with few registers spilled or none. None was chosen by timing.
+# devices at 256 columns without spilling registers. None was chosen by timing.
 _SMALLEST = _Sizes(_Blocks(16, 16, 4, 1), _Blocks(16, 16, 4, 1), _Blocks(16, 16, 8, 1))
 _SIZES = {
     2: (
-        (227, _Sizes(_Blocks(128, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2))),
-        (163, _Sizes(_Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 1))),
+        (227, _Sizes(_Blocks(128, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(32, 64, 8, 2))),
+        (163, _Sizes(_Blocks(64, 64, 8, 2), _Blocks(64, 64, 8, 2), _Blocks(32, 64, 8, 2))),
         (99, _Sizes(_Blocks(32, 32, 4, 1), _Blocks(32, 32, 4, 1), _Blocks(32, 32, 8, 1))),
         (0, _SMALLEST),
     ),
@@ -330,6 +330,7 @@ def _to_keys_kernel(
     key, value, segment_ids = side.key[...], side.value[...], side.segment_ids[...]
     first_block, count = bound[0], bound[1] - bound[0]
     start = pl.program_id(1) * blocks.keys
+    seen = Window(window.right, window.left)  # As a key sees queries.
 
     def step(i: Array, carry: Any) -> Any:
         to_key, to_value = carry
@@ -337,14 +338,15 @@ def _to_keys_kernel(
         head, first = jax.lax.div(i, count), (first_block + jax.lax.rem(i, count)) * blocks.queries
         here = pl.ds(first, blocks.queries)
         query, gradient = query_ref[here, head, :], gradient_ref[here, head, :]
+        # Keys by queries: as such the products below take them, without turning them around.
         logits = _logits(
-            query, key, (segments_ref[here], segment_ids), (first, start), window, static.scale
+            key, query, (segment_ids, segments_ref[here]), (start, first), seen, static.scale
         )
-        weights = jnp.exp2(logits - sums_ref[head, here][:, None])
-        to_value += _dot(weights.astype(gradient.dtype), gradient, (0, 0))
-        to_weights = _dot(gradient, value, (1, 1))
-        to_logits = weights * (to_weights - mean_ref[head, here][:, None])
-        to_key += _dot(to_logits.astype(query.dtype), query, (0, 0))
+        weights = jnp.exp2(logits - sums_ref[head, here][None, :])
+        to_value += _dot(weights.astype(gradient.dtype), gradient)
+        to_weights = _dot(value, gradient, (1, 1))
+        to_logits = weights * (to_weights - mean_ref[head, here][None, :])
+        to_key += _dot(to_logits.astype(query.dtype), query)
         return to_key, to_value
 
     none = jnp.zeros(key.shape, jnp.float32)
