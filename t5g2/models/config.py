@@ -107,8 +107,9 @@ class ModelConfig:
             themselves are float32.
         scan_layers: scan over the local/global pattern instead of unrolling the layers: compiles
             faster, same function.
-        remat: what the backward pass recomputes of a layer: nothing ("none"), all but products with
-            weights and attention ("dots"), all but attention ("attention"), or all ("full").
+        remat: what the backward pass recomputes of a layer: all but products with weights and
+            attention ("dots"), all but attention ("attention"), all ("full"), or nothing ("none"),
+            which takes more memory and is no faster where memory is slow.
         attention: what training and evaluation attend with; auto: what suits the devices (see
             `kernels.attention.choose_backend`).
     """
@@ -137,7 +138,7 @@ class ModelConfig:
     vision: VisionConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = True
-    remat: RematPolicy = "none"
+    remat: RematPolicy = "dots"
     attention: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:

@@ -128,16 +128,17 @@ class Stack(nnx.Module):
         config, (graph, state) = self.config, nnx.split(self.layers)
         period = config.global_every
 
-        def one(x: Array, layer_state: nnx.State, is_global: bool) -> Array:
+        def one(x: Array, states: nnx.State, i: int, is_global: bool) -> Array:
+            # Sliced in here: slices would be kept for the backward pass, a copy of all weights.
+            layer_state = jax.tree.map(lambda p: p[i], states)
             return apply(nnx.merge(graph, layer_state), is_global, x)
 
         if config.remat != "none":
-            one = jax.checkpoint(one, policy=_KEPT[config.remat], static_argnums=(2,))
+            one = jax.checkpoint(one, policy=_KEPT[config.remat], static_argnums=(2, 3))
 
         def run(x: Array, states: nnx.State, first: int, count: int) -> Array:
             for i in range(count):
-                layer_state = jax.tree.map(lambda p, i=i: p[i], states)
-                x = one(x, layer_state, config.is_global(first + i))
+                x = one(x, states, i, config.is_global(first + i))
             return x
 
         blocks = config.num_layers // period

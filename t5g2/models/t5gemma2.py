@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from t5g2.kernels import vocabulary_loss
 from t5g2.kernels.layout import LENGTH, ROWS, place
@@ -102,38 +102,39 @@ class T5Gemma2(nnx.Module):
         )
 
     def token_losses(
-        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], z_loss: float = 0.0
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]
     ) -> Float[Array, "B T"]:
-        """Negative log-likelihood of each target in nats, without holding all logits.
-
-        See `vocabulary_loss.token_losses` for `z_loss`, which acts on the gradient alone.
-        """
+        """Negative log-likelihood of each target in nats, without holding all logits."""
+        softcap = self.config.final_logit_softcap
         return vocabulary_loss.token_losses(
-            hidden,
-            self.embedder.output_table(),
-            targets,
-            softcap=self.config.final_logit_softcap,
-            z_loss=z_loss,
+            hidden, self.embedder.output_table(), targets, softcap=softcap
         )
 
-    def distilled_losses(
+    def summed_losses(
         self,
         hidden: Float[Array, "B T D"],
         targets: Int[Array, "B T"],
-        teacher: "T5Gemma2",
-        teacher_hidden: Float[Array, "B T W"],
+        weights: Float[Array, "B T"],
         z_loss: float = 0.0,
-    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-        """`token_losses`, and the cross-entropy with a teacher's distribution of each token."""
-        return vocabulary_loss.distilled_losses(
+        teaching: vocabulary_loss.Teaching | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+        """The loss that is trained on, and `token_losses` (see `vocabulary_loss.summed_losses`)."""
+        return vocabulary_loss.summed_losses(
             hidden,
-            self.embedder.output_table(),
+            self.embedder.table[...],
             targets,
-            teacher_hidden,
-            teacher.embedder.output_table(),
+            weights,
             softcap=self.config.final_logit_softcap,
-            teacher_softcap=teacher.config.final_logit_softcap,
             z_loss=z_loss,
+            teaching=teaching,
+        )
+
+    def teaching(
+        self, hidden: Float[Array, "B T D"], teaches: Bool[Array, "B T"]
+    ) -> vocabulary_loss.Teaching:
+        """What the model, as a teacher, says of tokens with these final hidden states."""
+        return vocabulary_loss.Teaching(
+            hidden, self.embedder.output_table(), teaches, self.config.final_logit_softcap
         )
 
     def __call__(

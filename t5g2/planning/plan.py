@@ -21,7 +21,7 @@ from t5g2.planning.compile import (
 )
 from t5g2.planning.devices import planning_devices
 from t5g2.planning.executed import Executed, executed
-from t5g2.planning.flops import Load, ModelFlops, head_flops, model_flops
+from t5g2.planning.flops import Load, ModelFlops, model_flops
 from t5g2.planning.roofline import Budget, Roofline, budget, roofline, utilization
 from t5g2.planning.topologies import Topology
 from t5g2.settings import Settings
@@ -71,15 +71,9 @@ class Plan:
     roofline: Roofline | None
 
     @property
-    def head_recomputed(self) -> int:
-        """FLOPs of the logits that the loss makes again in the backward pass."""
-        return self.load.rows * self.load.targets * head_flops(self.settings.model)
-
-    @property
     def masked(self) -> int:
         """FLOPs of attention to keys that a mask hides, of its recomputed blocks, of padding."""
-        known = self.flops.total + self.teacher_flops + self.recomputed + self.head_recomputed
-        return self.executed.flops - known
+        return self.executed.flops - (self.flops.total + self.teacher_flops + self.recomputed)
 
     @property
     def made_again(self) -> int:
@@ -92,8 +86,7 @@ class Plan:
     def repeated(self) -> int:
         """FLOPs that more than one device spends on the same products; 0 if that is not known.
 
-        Less than nothing where XLA spares products that the traced step has: the logits of a single
-        tile are not made again.
+        Less than nothing where XLA spares products that the traced step has.
         """
         if not isinstance(self.result, CompiledStep):
             return 0
@@ -162,7 +155,6 @@ class Plan:
                 "model": self.flops.total,
                 "teacher": self.teacher_flops,
                 "recomputed_by_remat": self.recomputed,
-                "recomputed_logits": self.head_recomputed,
                 "masked_attention_and_padding": self.masked,
                 "executed": self.executed.flops,
                 "recomputed_by_xla": self.made_again,

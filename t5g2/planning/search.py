@@ -20,7 +20,7 @@ _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
 # Of attention's forward pass, what its backward kernels make again: each of the two the scores, and
 # one of them the product with the values.
 _ATTENTION_AGAIN = 1.5
-# Rows of logits that the loss makes at a time, and again in the backward pass.
+# Rows of logits that the loss makes at a time.
 _TILE = 512
 
 
@@ -175,7 +175,7 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
     kept, working = _elements(model, mesh.tensor)
     splits = mesh.fsdp * mesh.tensor * mesh.context
     state = _TRAINED_BYTES * trained + _FROZEN_BYTES * (everything - trained)
-    # The table of the vocabulary, gathered, with its gradient, and a tile of logits, twice.
+    # The table of the vocabulary, gathered, its float32 gradient, and a tile of logits, twice.
     head = (width + 4) * model.hidden_size + 2 * 4 * _TILE
     size = (
         state // splits
@@ -189,7 +189,7 @@ def _estimated(settings: Settings, chip: Chip, devices: int, counts: tuple[int, 
     layers = sum(flops.trained.values()) - logits
     attended = sum(amount for part, amount in flops.trained.items() if "attention" in part)
     again = {"none": 0, "dots": 0, "attention": layers - attended, "full": layers}[model.remat]
-    more = again + logits + _ATTENTION_AGAIN * attended
+    more = again + _ATTENTION_AGAIN * attended
     compute = (flops.total + more) / (devices * chip.flops)
     passes = weight_passes(model.remat)
     weights = width * trained / mesh.tensor

@@ -94,7 +94,6 @@ def _flops(plan: Plan) -> str:
     extras = [
         ("teacher (forward alone)", plan.teacher_flops),
         (f"recomputed: remat '{plan.settings.model.remat}'", plan.recomputed),
-        ("recomputed: logits", plan.head_recomputed),
         ("masked attention, its blocks again, padding", plan.masked),
     ]
     lines = [*rows, ("model FLOPs", flops.total), *((n, c) for n, c in extras if c)]

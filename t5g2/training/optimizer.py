@@ -1,10 +1,11 @@
-"""The optimizer: a chain of optax transformations."""
+"""The optimizer: a chain of optax transformations, which a skipped step leaves as they were."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 # Of a Muon update, so that AdamW's rates and decay serve (arXiv:2502.16982, section 2.2).
@@ -48,38 +49,100 @@ class OptimizerConfig:
 
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Clipping, then the optimizer at the schedule's rate."""
+) -> optax.GradientTransformationExtraArgs:
+    """Clipping, then the optimizer at the schedule's rate.
+
+    Its `update` takes `share` besides, which the gradients are to be multiplied by before all, and
+    `skipped`, a bool scalar: where that is true, the state, with the schedule's count, keeps its
+    bits, and the updates mean nothing.
+    """
     made = {"adamw": _adamw, "adafactor": _adafactor, "muon": _muon}[config.name]
+    return optax.chain(_clip_by_global_norm(config.clip_norm), made(config, schedule))
+
+
+def select(skipped: Any, old: Any, new: Any) -> Any:
+    """The old tree where a step is skipped, else the new one."""
+    return jax.tree.map(lambda old, new: jnp.where(skipped, old, new), old, new)
+
+
+def _kept(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Keeps the state of what knows nothing of skipped steps."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, skipped: Any = False, **_: Any
+    ) -> tuple[Any, Any]:
+        updates, new = inner.update(updates, state, params)
+        return updates, select(skipped, state, new)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` and the share as one product, which XLA makes where it is read.
+
+    Of a division, or a norm of what was multiplied, it would keep a second gradient.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, share: Any = 1.0, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        scale = share * jnp.minimum(1.0, limit / (share * optax.global_norm(updates)))
+        return jax.tree.map(lambda update: update * scale, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_adam`, whose updates read the moments that are kept.
+
+    Were they selected outside, XLA would hold old and new ones (docs/decisions/0007).
+    """
+    b1, b2 = config.b1, config.b2
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, skipped: Any = False, **_: Any
+    ) -> tuple[Any, Any]:
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        new = select(skipped, state, optax.ScaleByAdamState(count, mu, nu))
+        mu_hat = optax.tree.bias_correction(new.mu, b1, count)
+        nu_hat = optax.tree.bias_correction(new.nu, b2, count)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.eps), mu_hat, nu_hat)
+        return scaled, new
+
+    init = optax.scale_by_adam(b1, b2, config.eps).init
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _adamw(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        made(config, schedule),
+        _scale_by_adam(config),
+        optax.add_decayed_weights(config.weight_decay, _decayed),
+        _kept(optax.scale_by_learning_rate(schedule)),
     )
 
 
-def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decayed,
-    )
-
-
-def _adafactor(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _adafactor(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
     """Adafactor without momentum (Shazeer and Stern, arXiv:1804.04235, algorithm 4)."""
     return optax.chain(
-        optax.scale_by_factored_rms(),
+        _kept(optax.scale_by_factored_rms()),
         _by_layer(optax.clip_by_block_rms(1.0)),
         _by_layer(optax.scale_by_param_block_rms()),
         optax.add_decayed_weights(config.weight_decay, _decayed),
-        optax.scale_by_learning_rate(schedule),
+        _kept(optax.scale_by_learning_rate(schedule)),
     )
 
 
-def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _muon(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
     muon = optax.contrib.muon(
         schedule,
         beta=config.momentum,
@@ -95,7 +158,7 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
             lambda path, _: "adamw" if _muon_axes(path) is None else "muon", params
         )
 
-    return optax.partition({"muon": muon, "adamw": _adamw(config, schedule)}, labels)
+    return optax.partition({"muon": _kept(muon), "adamw": _adamw(config, schedule)}, labels)
 
 
 def _muon_axes(path: Sequence[Any]) -> optax.contrib.MuonDimensionNumbers | None:

@@ -17,6 +17,7 @@ from t5g2.models.stack import Tokens
 from t5g2.models.t5gemma2 import T5Gemma2, from_parameters, split_frozen
 from t5g2.parallel.rules import batch_shardings, replicated
 from t5g2.training.limits import NO_LIMITS, Limits, place
+from t5g2.training.optimizer import select
 from t5g2.training.state import TrainState
 from t5g2.training.teacher import Teacher
 
@@ -88,20 +89,16 @@ def loss_sums(
     Returns:
         The sum over targets, weighted, of what is trained on: their negative log-likelihoods, or,
         of those that `teacher` teaches, the cross-entropies with its distribution; `z_loss` acts on
-        its gradient alone (see `vocabulary_loss.token_losses`). And `LossSums`.
+        its gradient alone (see `vocabulary_loss.summed_losses`). And `LossSums`.
     """
     model, hidden = _decoded(config, params, batch)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-    if teacher is None:
-        losses = model.token_losses(hidden, targets, z_loss)
-        trained = losses = losses * weights
-    else:
-        losses, soft = model.distilled_losses(
-            hidden, targets, *_decoded(teacher.config, teacher.params, batch), z_loss
-        )
-        trained = jnp.where(teacher.teaches(targets), soft, losses) * weights
-        losses = losses * weights
-    total = jnp.sum(trained)
+    teaching = None
+    if teacher is not None:
+        taught_by, states = _decoded(teacher.config, teacher.params, batch)
+        teaching = taught_by.teaching(states, teacher.teaches(targets))
+    total, losses = model.summed_losses(hidden, targets, weights, z_loss, teaching)
+    losses *= weights
     sums = _by_task(losses, batch, num_tasks)
     return total, sums._replace(distilled=None if teacher is None else total)
 
@@ -158,7 +155,7 @@ def train_step(
     limits: Limits = NO_LIMITS,
     *,
     config: ModelConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     num_tasks: int,
     accumulation: int,
     teacher: Teacher | None = None,
@@ -180,16 +177,14 @@ def train_step(
     gradient = jax.grad(loss, has_aux=True)
     gradients, sums = _summed(functools.partial(gradient, trained), batch, accumulation)
     count = jnp.maximum(jnp.sum(sums.targets), 1.0)
-    gradients = jax.tree.map(lambda g: g / count, gradients)
+    share = 1.0 / count
     mean = (jnp.sum(sums.nll) if sums.distilled is None else sums.distilled) / count
-    norm = optax.global_norm(gradients)
+    norm = share * optax.global_norm(gradients)
     skipped = limits.exceeded(mean, norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-    trained, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(skipped, old, new),
-        (optax.apply_updates(trained, updates), opt_state),
-        (trained, state.opt_state),
+    updates, opt_state = optimizer.update(
+        gradients, state.opt_state, trained, share=share, skipped=skipped
     )
+    new = select(skipped, trained, optax.apply_updates(trained, updates))
     digest = jnp.sum(batch["row_digest"], dtype=jnp.uint32)
     metrics = StepMetrics(
         sums,
@@ -197,10 +192,11 @@ def train_step(
         norm,
         skipped,
         digest,
-        param_norm=optax.global_norm(trained),
-        update_norm=jnp.where(skipped, 0.0, optax.global_norm(updates)),
+        param_norm=optax.global_norm(new),
+        # Of the updates themselves, XLA would keep those, too.
+        update_norm=optax.global_norm(jax.tree.map(jnp.subtract, new, trained)),
     )
-    return TrainState(state.step + 1, {**trained, **frozen}, opt_state), metrics
+    return TrainState(state.step + 1, {**new, **frozen}, opt_state), metrics
 
 
 def _summed(function: Callable[[DeviceBatch], Any], batch: DeviceBatch, accumulation: int) -> Any:
@@ -228,7 +224,7 @@ def trace_train_step(
     rows: int,
     room: tuple[int, int],
     config: ModelConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     num_tasks: int,
     accumulation: int,
     images: ImageSlots | None = None,

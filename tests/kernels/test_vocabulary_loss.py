@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from t5g2.kernels.vocabulary_loss import distilled_losses, logits, token_losses
+from t5g2.kernels.vocabulary_loss import Teaching, logits, summed_losses, token_losses
 
 
 def operands(batch, length, vocabulary, width=16, seed=0):
@@ -41,6 +41,9 @@ def test_losses_and_gradients_equal_those_of_a_dense_log_softmax(
     weights = np.random.default_rng(1).normal(size=targets.shape)
 
     def tiled(hidden, table):
+        return summed_losses(hidden, table, targets, weights, softcap=softcap, rows=rows)
+
+    def again(hidden, table):
         losses = token_losses(hidden, table, targets, softcap=softcap, rows=rows)
         return jnp.sum(losses * weights), losses
 
@@ -48,13 +51,17 @@ def test_losses_and_gradients_equal_those_of_a_dense_log_softmax(
         losses = dense(hidden, table, targets, softcap)
         return jnp.sum(losses * weights), losses
 
-    gradient_of = lambda f: jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))  # noqa: E731
-    gradient, losses = gradient_of(tiled)(hidden, table)
-    expected_gradient, expected = gradient_of(reference)(hidden, table)
-    assert losses.shape == targets.shape
-    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(gradient, expected_gradient, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    gradient_of = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))  # noqa: E731
+    (expected_total, expected), expected_gradient = gradient_of(reference)(hidden, table)
+    for function in (tiled, again):
+        (total, losses), gradient = gradient_of(function)(hidden, table)
+        assert losses.shape == targets.shape
+        np.testing.assert_allclose(total, expected_total, rtol=1e-5)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(gradient, expected_gradient, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(tiled(hidden, table), (expected_total, expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -63,8 +70,7 @@ def test_z_loss_is_in_the_gradient_as_torch_has_it_and_not_in_the_value(softcap)
     weights = np.random.default_rng(1).uniform(size=targets.shape).astype(np.float32)
 
     def weighted(hidden, table):
-        losses = token_losses(hidden, table, targets, softcap=softcap, z_loss=0.01, rows=4)
-        return jnp.sum(losses * weights), losses
+        return summed_losses(hidden, table, targets, weights, softcap=softcap, z_loss=0.01, rows=4)
 
     gradient, losses = jax.grad(weighted, argnums=(0, 1), has_aux=True)(hidden, table)
     np.testing.assert_allclose(losses, dense(hidden, table, targets, softcap), rtol=1e-5, atol=1e-5)
@@ -82,38 +88,35 @@ def test_z_loss_is_in_the_gradient_as_torch_has_it_and_not_in_the_value(softcap)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_distilled_losses_and_their_gradient_equal_those_of_torch(softcap):
+def test_a_teachers_losses_and_their_gradient_equal_those_of_torch(softcap):
     hidden, table, targets = operands(3, 7, 101)
     teacher_hidden, teacher_table, _ = operands(3, 7, 101, width=24, seed=1)
     weights = np.random.default_rng(2).normal(size=targets.shape).astype(np.float32)
 
-    def weighted(hidden, table, teacher_hidden, teacher_table):
-        losses = distilled_losses(
-            hidden,
-            table,
-            targets,
-            teacher_hidden,
-            teacher_table,
-            softcap=softcap,
-            teacher_softcap=7.0,
-            rows=4,
-        )
-        return jnp.sum(losses[1] * weights), losses
+    teaches = np.random.default_rng(3).uniform(size=targets.shape) < 0.7
 
-    gradient, (likelihoods, soft) = jax.jit(jax.grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))(
-        hidden, table, teacher_hidden, teacher_table
-    )
+    def weighted(hidden, table, teacher_hidden, teacher_table):
+        teaching = Teaching(teacher_hidden, teacher_table, teaches, 7.0)
+        return summed_losses(
+            hidden, table, targets, weights, softcap=softcap, teaching=teaching, rows=4
+        )
+
+    (total, likelihoods), gradient = jax.jit(
+        jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True)
+    )(hidden, table, teacher_hidden, teacher_table)
     own, own_table = torch.tensor(hidden).requires_grad_(), torch.tensor(table).requires_grad_()
     out = own @ own_table.T
     out = out if softcap is None else softcap * torch.tanh(out / softcap)
     teacher = torch.tensor(teacher_hidden) @ torch.tensor(teacher_table).T
-    expected = torch.nn.functional.cross_entropy(
-        out.flatten(0, 1),
-        torch.softmax(7 * torch.tanh(teacher / 7), -1).flatten(0, 1),
-        reduction="none",
-    ).reshape(3, 7)
-    (expected * torch.tensor(weights)).sum().backward()
-    np.testing.assert_allclose(soft, expected.detach(), rtol=1e-5)
+    hard = torch.nn.functional.one_hot(torch.tensor(np.array(targets)), 101).float()
+    soft = torch.softmax(7 * torch.tanh(teacher / 7), -1)
+    goal = torch.where(torch.tensor(teaches)[..., None], soft, hard)
+    losses = torch.nn.functional.cross_entropy(
+        out.flatten(0, 1), goal.flatten(0, 1), reduction="none"
+    )
+    expected = (losses * torch.tensor(weights).flatten()).sum()
+    expected.backward()
+    np.testing.assert_allclose(total, expected.detach(), rtol=1e-5)
     np.testing.assert_allclose(likelihoods, dense(hidden, table, targets, softcap), rtol=1e-5)
     np.testing.assert_allclose(gradient[0], own.grad, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gradient[1], own_table.grad, rtol=1e-4, atol=1e-5)
@@ -143,8 +146,10 @@ def test_no_array_of_all_tokens_by_the_vocabulary_is_ever_made(softcap):
     batch, length, vocabulary, rows = 4, 256, 3001, 128
     hidden, table, targets = operands(batch, length, vocabulary)
 
+    weights = np.ones(targets.shape, np.float32)
+
     def loss(hidden, table):
-        return token_losses(hidden, table, targets, softcap=softcap, rows=rows).mean()
+        return summed_losses(hidden, table, targets, weights, softcap=softcap, rows=rows)[0]
 
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(hidden, table).compile()
     shapes = [

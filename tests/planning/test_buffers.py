@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5g2.kernels.attention import KeyValues, Window, attention
-from t5g2.kernels.vocabulary_loss import logits, token_losses
+from t5g2.kernels.vocabulary_loss import logits, summed_losses
 from t5g2.models.config import T5GEMMA2_270M, TINY
 from t5g2.planning.buffers import attention_kernels, checks, score_matrices, whole_logits
 from t5g2.planning.compile import trace_step
@@ -147,7 +147,9 @@ def test_logits_of_all_tokens_show_and_those_of_a_tile_do_not():
     targets = np.zeros((2, 600), np.int32)
     whole = text_of(lambda h, t: jax.nn.softmax(logits(h, t, None)), hidden, table)
     assert whole_logits(whole, TINY, MESH)
-    tiled = text_of(jax.grad(lambda h, t: token_losses(h, t, targets).sum()), hidden, table)
+    weights = jnp.ones(targets.shape)
+    total = lambda h, t: summed_losses(h, t, targets, weights)[0]  # noqa: E731
+    tiled = text_of(jax.grad(total, argnums=(0, 1)), hidden, table)
     assert whole_logits(tiled, TINY, MESH) == []
 
 

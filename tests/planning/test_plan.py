@@ -90,15 +90,13 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns(told):
 def test_products_that_every_device_repeats_count_for_each(told):
     traced, on_each = told["repeated"]
     assert traced == on_each == TURNS * 2 * 2 * 64 * 64 * 32
-    # A device of eight has its share of the step, but for the logits: its tokens are a single tile
-    # here, which XLA keeps instead of making it again.
-    flops = told["plan"]["flops"]
-    assert flops["repeated_by_devices"] == -flops["recomputed_logits"]
+    # A device of eight has its share of the step.
+    assert told["plan"]["flops"]["repeated_by_devices"] == 0
 
 
 def test_executed_flops_are_model_flops_and_what_is_told_apart(told):
     flops = told["plan"]["flops"]
-    extras = ("teacher", "recomputed_by_remat", "recomputed_logits", "masked_attention_and_padding")
+    extras = ("teacher", "recomputed_by_remat", "masked_attention_and_padding")
     assert flops["executed"] == flops["model"] + sum(flops[name] for name in extras)
     layers = sum(flops["forward"].values()) - flops["forward"]["vocabulary head"]
     # What is recomputed is the layers' forward pass, and of attention also what masks hide.

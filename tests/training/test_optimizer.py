@@ -60,6 +60,27 @@ def test_it_is_clipping_and_adamw_as_torch_has_them():
     np.testing.assert_allclose(params["q"], reference.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_its_state_and_its_updates_are_those_of_optax():
+    config = OptimizerConfig(clip_norm=0.5)
+    ours = make_optimizer(config, lambda step: 0.01 / (1 + step))
+    theirs = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(lambda step: 0.01 / (1 + step), b1=config.b1, b2=config.b2, weight_decay=0.1),
+    )
+    params = {"q": random(4, 3)}
+    # Checkpoints of either are read by the other.
+    states = [ours.init(params), theirs.init(params)]
+    for scale in (1.0, 0.01, 3.0):
+        gradient = {"q": scale * random(3, 4).T}
+        updates, states[0] = ours.update(gradient, states[0], params)
+        expected, states[1] = theirs.update(gradient, states[1], params)
+        found = (updates, states[0][1][0], states[0][1][2])
+        reference = (expected, states[1][1][0], states[1][1][2])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), found, reference
+        )
+
+
 def test_norms_and_the_end_of_image_embedding_do_not_decay():
     params = {
         "norm": {"scale": jnp.ones(3)},

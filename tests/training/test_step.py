@@ -13,6 +13,7 @@ from t5g2.data.batch import empty_batch
 from t5g2.models.config import ModelConfig
 from t5g2.parallel.mesh import MeshConfig, make_mesh
 from t5g2.parallel.rules import make_layout
+from t5g2.training.limits import Limits
 from t5g2.training.optimizer import OptimizerConfig, make_optimizer
 from t5g2.training.state import initial_state
 from t5g2.training.step import jit_eval_step, loss_sums, train_step
@@ -137,3 +138,34 @@ def test_recomputing_changes_nothing(results, remat):
     )(state, batch)
     np.testing.assert_allclose(metrics.sums.nll, made[1][1].sums.nll, rtol=1e-5)
     np.testing.assert_allclose(metrics.grad_norm, made[1][1].grad_norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_a_step_beyond_the_limits_keeps_the_bits_of_parameters_and_optimizer(name):
+    optimizer = make_optimizer(OptimizerConfig(name=name), lambda step: 0.01 / (1 + step))
+    params, batch = initial_state(CONFIG, optimizer, 0).params, uneven_batch()
+
+    @jax.jit
+    def step(state, limits):
+        return train_step(
+            state,
+            batch,
+            limits,
+            config=CONFIG,
+            optimizer=optimizer,
+            num_tasks=3,
+            accumulation=1,
+        )
+
+    state = initial_state(CONFIG, optimizer, 0)
+    state, made = step(state, Limits(np.bool_(True), np.float32(np.inf), np.float32(np.inf)))
+    assert not made.skipped
+    assert made.update_norm > 0
+    kept, left_out = step(state, Limits(np.bool_(True), np.float32(0), np.float32(np.inf)))
+    assert left_out.skipped
+    assert left_out.update_norm == 0
+    assert kept.step == state.step + 1
+    same = lambda a, b: np.testing.assert_array_equal(*map(np.asarray, (a, b)))  # noqa: E731
+    jax.tree.map(same, (kept.params, kept.opt_state), (state.params, state.opt_state))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, params)
+    assert changed["embedder"]["table"]
