@@ -134,3 +134,25 @@ def test_a_real_programs_loops_count_as_often_as_they_turn(length):
     # Beside it copies, at most, of what goes round.
     assert moved <= (length + 1) * turn + 1000
     assert re.search(r" while\(", text) or length == 1
+
+
+def test_without_loops_and_slices_it_is_what_xlas_own_analysis_says():
+    x = jax.ShapeDtypeStruct((256, 128), jnp.float32)
+    weights = jax.ShapeDtypeStruct((128, 512), jnp.float32)
+
+    def loss(w, x):
+        hidden = jax.nn.gelu(x @ w)
+        return jnp.square(jax.nn.softmax(hidden @ w.T)).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(weights, x).compile()
+    said = compiled.cost_analysis()["bytes accessed"]
+    assert hbm_traffic(compiled.as_text()) == pytest.approx(said, rel=1e-3)
+
+
+def test_of_a_table_what_is_looked_up_counts_which_xlas_analysis_takes_for_all():
+    ids = jax.ShapeDtypeStruct((64,), jnp.int32)
+    table = jax.ShapeDtypeStruct((5000, 512), jnp.float32)
+    compiled = jax.jit(lambda table, ids: jnp.tanh(table[ids])).lower(table, ids).compile()
+    unseen = (5000 - 64) * 512 * 4
+    said = compiled.cost_analysis()["bytes accessed"] - unseen
+    assert hbm_traffic(compiled.as_text()) == pytest.approx(said, rel=1e-2)
