@@ -91,17 +91,19 @@ def slurm(args: argparse.Namespace) -> Launch:
 
 
 def gke_tpu(args: argparse.Namespace) -> Launch:
-    """A JobSet on a TPU slice of GKE."""
+    """A JobSet on one TPU slice of GKE, or several."""
     topology = _tpu(args.topology)
-    kind, _, shape = topology.name.partition(":")
+    kind, _, shape = topology.one_slice.partition(":")
     selector = {"cloud.google.com/gke-tpu-accelerator": TPUS[kind][0]}
     selector["cloud.google.com/gke-tpu-topology"] = shape
     # Slices of more than eight chips have hosts of four; v5e and v6e of up to eight have one.
-    per_host = 4 if topology.count > 8 or kind == "v5p" else topology.count
+    chips = topology.count // topology.slices
+    per_host = 4 if chips > 8 or kind == "v5p" else chips
     text = render(
         "gke_tpu.yaml",
         **_kubernetes(args, selector),
-        hosts=topology.count // per_host,
+        slices=topology.slices,
+        hosts=chips // per_host,
         chips_per_host=per_host,
         command=_literal(["t5g2", *map(_unexpanded, args.command)]),
     )
@@ -130,6 +132,8 @@ def gke_gpu(args: argparse.Namespace) -> Launch:
 def tpu_vm(args: argparse.Namespace) -> Launch:
     """A queued resource of Cloud TPU."""
     topology = _tpu(args.topology)
+    if topology.slices > 1:
+        raise UserError(f"--topology {args.topology}: several slices are for gke-tpu")
     _, accelerator, per_chip, software = TPUS[topology.name.partition(":")[0]]
     _run_dir_below_data(args)
     registry, image = args.image.partition("/")[0], shlex.quote(args.image)

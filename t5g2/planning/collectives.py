@@ -13,6 +13,13 @@ _COLLECTIVE = re.compile(
     r"= (?P<shape>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
     r"ragged-all-to-all|collective-permute|collective-broadcast)(?P<start>-start)?\("
 )
+# Between slices XLA leaves the exchange to a runtime, which is sent the chip's part of it.
+_BETWEEN_SLICES = re.compile(
+    r'= \((?P<shape>\w+\[[\d,]*\]).* send\(.*_xla_megascale_target="\{(?P<slices>[\d,:]+)\}.*'
+    r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
+# In place of mesh axes, for exchanges over the network between slices.
+SLICES = "slices"
 _MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
     r"\{([^}]*)\}"
@@ -24,7 +31,8 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: "all-gather", "all-reduce", ...
-        axes: the mesh axes, joined by " x "; "part of" them if not all devices along them do it.
+        axes: the mesh axes, joined by " x "; "part of" them if not all devices along them do it;
+            `SLICES`: from slice to slice.
         number: how many of them a step does.
         bytes: what a device sends in a step, by the ring algorithm: of an array of n bytes that p
             devices gather or scatter n (p - 1) / p, and twice that to reduce it to all of them.
@@ -42,7 +50,7 @@ class Exchange(NamedTuple):
     Attributes:
         kind: as in `Collective`.
         bytes: that a device sends each time.
-        group: the devices of the first one's group.
+        group: the devices of the first one's group; none: from slice to slice.
         times: how often a step does it.
         shapes: of the arrays that it makes.
     """
@@ -63,7 +71,8 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
     """
     sums: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
     for exchange in exchanges(text, mesh):
-        total = sums[exchange.kind, _axes(exchange.group, mesh)]
+        axes = _axes(exchange.group, mesh) if exchange.group else SLICES
+        total = sums[exchange.kind, axes]
         total[0] += exchange.times
         total[1] += exchange.times * exchange.bytes
     made = [Collective(kind, axes, number, size) for (kind, axes), (number, size) in sums.items()]
@@ -88,6 +97,8 @@ def exchanges(text: str, mesh: dict[str, int]) -> list[Exchange]:
                 exchange = _exchange(match, line, name, times, mesh)
                 if key not in found or exchange.times > found[key].times:
                     found[key] = exchange
+            elif match := _BETWEEN_SLICES.search(line):
+                found[f"{name} {number}", 0] = _between_slices(match, times)
     return list(found.values())
 
 
@@ -112,6 +123,18 @@ def _exchange(
     sent = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
     shapes = tuple(array.sizes for array in made)
     return Exchange(kind, round(size * sent.get(kind, share)), group, times, shapes)
+
+
+def _between_slices(match: re.Match[str], times: int) -> Exchange:
+    (array,) = arrays(match["shape"])
+    spans = [span.split(":") for span in match["slices"].split(",")]
+    slices = sum(int(span[-1]) - int(span[0]) + 1 for span in spans)
+    kind = match["kind"].lower().replace("_", "-")
+    # By the ring, as above; of any other kind a chip sends its part to each of the others.
+    size = array.bytes * (slices - 1)
+    if kind == "all-reduce":
+        size = round(2 * size / slices)
+    return Exchange(kind, size, (), times, (array.sizes,))
 
 
 def _first_group(line: str, devices: int) -> tuple[int, ...]:

@@ -114,7 +114,13 @@ def planning_devices(topology: Topology, settings: Settings) -> Sequence[jax.Dev
                 os.environ.setdefault(name, value)
             # A host has four chips or eight, unless the slice has one.
             host = {"chips_per_host_bounds": (1, 1, 1)} if topology.count == 1 else {}
-            return _described(topology, "tpu", topology_name=topology.name, **host)
+            return _described(
+                topology,
+                "tpu",
+                topology_name=topology.one_slice,
+                num_slices=topology.slices,
+                **host,
+            )
         case "gpu":
             assert topology.chip is not None
             return _described(

@@ -3,8 +3,10 @@
 A bound, not a forecast: each of computing, memory and network is taken to work at its peak.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from t5g2.planning.collectives import SLICES, Collective
 from t5g2.planning.compile import CompiledStep
 from t5g2.planning.executed import Executed
 from t5g2.planning.topologies import Chip
@@ -21,7 +23,7 @@ class Roofline(NamedTuple):
         compute: products at the chip's peak.
         memory: what goes through HBM. On a GPU all that kernels read and write; on a TPU the
             products' factors and results, the weights and the optimizer.
-        network: what a device sends, over all its links.
+        network: what a device sends, over all its links, then to other slices.
     """
 
     compute: float
@@ -90,8 +92,18 @@ def roofline(
     return Roofline(
         compute=flops / chip.flops,
         memory=moved / chip.hbm_bandwidth,
-        network=sum(exchange.bytes for exchange in compiled.collectives) / chip.link_bandwidth,
+        network=_network(chip, compiled.collectives),
     )
+
+
+def _network(chip: Chip, exchanges: Sequence[Collective]) -> float:
+    """Seconds of a device's sending: within its slice, then to the others."""
+    between = sum(exchange.bytes for exchange in exchanges if exchange.axes == SLICES)
+    time = (sum(exchange.bytes for exchange in exchanges) - between) / chip.link_bandwidth
+    if between:
+        assert chip.slice_bandwidth is not None
+        time += between / chip.slice_bandwidth
+    return time
 
 
 def utilization(chip: Chip, devices: int, model_flops: int, seconds: float) -> float:

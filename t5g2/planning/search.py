@@ -81,6 +81,7 @@ def candidates(settings: Settings, topology: Topology) -> list[Candidate]:
     found = [
         _estimated(made, chip, topology.count, counts)
         for made in _variants(settings, topology.count)
+        if made.mesh.data % topology.slices == 0
     ]
     if not found:
         raise UserError(

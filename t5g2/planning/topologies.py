@@ -20,6 +20,7 @@ class Chip:
         hbm_bandwidth: bytes a second between memory and cores.
         link_bandwidth: bytes a second that it can send to the other devices of the topology, over
             all its links together.
+        slice_bandwidth: bytes a second that it can send to other slices; None: it has none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Chip:
     hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
+    slice_bandwidth: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,25 +40,35 @@ class Topology:
         platform: what XLA compiles for.
         count: number of devices.
         chip: of which kind; None: a CPU, of which nothing is known.
+        slices: equal parts behind the data center's network.
     """
 
     name: str
     platform: Literal["tpu", "gpu", "cpu"]
     count: int
     chip: Chip | None
+    slices: int = 1
+
+    @property
+    def one_slice(self) -> str:
+        """The name of each of its slices."""
+        return self.name.removeprefix(f"{self.slices}x") if self.slices > 1 else self.name
 
 
 _GIB = 2**30
 
 # Cloud TPU documentation, pages "TPU v5e", "TPU v5p" and "TPU v6e": peak compute per chip (bf16),
 # HBM bandwidth; of the bidirectional inter-chip interconnect bandwidth, one direction. Of the HBM
-# (16, 95 and 32 GB) a program can have what libtpu's compiler says.
+# (16, 95 and 32 GB) a program can have what libtpu's compiler says. The data center's network: 6.4
+# Tbit/s for the 256 chips of a v5e pod, 50 Gbit/s for a v5p chip, four of 200 Gbit/s for the eight
+# chips of a v6e host.
 _V5E = Chip(
     name="TPU v5e",
     flops=197e12,
     hbm_bytes=round(15.75 * _GIB),
     hbm_bandwidth=819e9,
     link_bandwidth=200e9,
+    slice_bandwidth=3.125e9,
 )
 _V5P = Chip(
     name="TPU v5p",
@@ -64,6 +76,7 @@ _V5P = Chip(
     hbm_bytes=round(95.74 * _GIB),
     hbm_bandwidth=2765e9,
     link_bandwidth=600e9,
+    slice_bandwidth=6.25e9,
 )
 _V6E = Chip(
     name="TPU v6e",
@@ -71,6 +84,7 @@ _V6E = Chip(
     hbm_bytes=round(31.25 * _GIB),
     hbm_bandwidth=1600e9,
     link_bandwidth=400e9,
+    slice_bandwidth=12.5e9,
 )
 # NVIDIA data sheets "A100 Tensor Core GPU" (80 GB SXM), "H100 Tensor Core GPU" (SXM), "H200 Tensor
 # Core GPU" (SXM): bfloat16 without sparsity; of the NVLink bandwidth, one direction. Of the memory
@@ -148,13 +162,15 @@ _ACCELERATOR_TYPES = {
 
 
 def find_topology(name: str) -> Topology:
-    """The topology of a name such as v5p:4x4x4, v5p-128, h100:8 or cpu:8.
+    """The topology of a name such as v5p:4x4x4, v5p-128, 2xv5e-256, h100:8 or cpu:8.
 
     Raises:
         UserError: there is none, with the nearest that there is.
     """
     if match := re.fullmatch(r"cpu:([1-9]\d*)", name):
         return Topology(name=name, platform="cpu", count=int(match[1]), chip=None)
+    if (match := re.fullmatch(r"([1-9]\d*)x(v.+)", name)) and int(match[1]) > 1:
+        return _slices(int(match[1]), find_topology(match[2]))
     found = TOPOLOGIES.get(name) or _ACCELERATOR_TYPES.get(name)
     if found is None:
         kind = re.split("[:-]", name.lower())[0]
@@ -164,3 +180,16 @@ def find_topology(name: str) -> Topology:
         kinds = f"; the kinds are {', '.join([*_SLICES, *_MACHINES, 'cpu'])}"
         raise UserError(f"--topology: no such machine as {name!r}{near or hint or kinds}")
     return found
+
+
+def _slices(count: int, one: Topology) -> Topology:
+    """Several slices, joined by the data center's network (Cloud TPU documentation, "Multislice").
+
+    Raises:
+        UserError: slices of a single host, which cannot be joined.
+    """
+    if one.count <= (4 if one.name.startswith("v5p") else 8):
+        raise UserError(f"--topology: {one.name} is one host: only slices of several are joined")
+    return dataclasses.replace(
+        one, name=f"{count}x{one.name}", count=count * one.count, slices=count
+    )

@@ -147,13 +147,27 @@ def test_a_tpu_jobset_asks_for_the_hosts_of_its_slice():
 
 @pytest.mark.parametrize(
     ("topology", "hosts", "chips"),
-    [("v5e:1x1", 1, 1), ("v5e-8", 1, 8), ("v6e:16x16", 64, 4), ("v5p-8", 1, 4), ("v5p-512", 64, 4)],
+    [
+        ("v5e:1x1", 1, 1),
+        ("2xv5e-16", 4, 4),
+        ("v5e-8", 1, 8),
+        ("v6e:16x16", 64, 4),
+        ("v5p-8", 1, 4),
+        ("v5p-512", 64, 4),
+    ],
 )
 def test_slices_have_the_hosts_that_they_have(topology, hosts, chips):
     job = job_of(yaml.safe_load(rendered("gke-tpu", f"--topology={topology}")))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert job["spec"]["completions"] == hosts
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
+
+
+def test_of_several_slices_each_is_a_job():
+    (one,) = yaml.safe_load(rendered("gke-tpu"))["spec"]["replicatedJobs"]
+    (two,) = yaml.safe_load(rendered("gke-tpu", "--topology=2xv5e:4x4"))["spec"]["replicatedJobs"]
+    assert (one["replicas"], two["replicas"]) == (1, 2)
+    assert one["template"] == two["template"]
 
 
 def test_gpu_pods_learn_who_they_are():
@@ -211,6 +225,7 @@ def test_scripts_pass_shellcheck(platform, tmp_path):
         (("local", "--", "evaluate"), "after -- there must be"),
         (("local",), "after -- there must be"),
         (("gke-tpu", *KUBERNETES, "--topology=h100:8", *TRAIN), "--topology h100:8 is no TPU"),
+        (("tpu-vm", *CASES["tpu-vm"], "--topology=2xv5e-16", *TRAIN), "are for gke-tpu"),
         (("gke-tpu", *KUBERNETES, "--topology=v5e:3x3", *TRAIN), "no such machine as 'v5e:3x3'"),
         (
             (

@@ -135,3 +135,16 @@ def test_a_loop_of_unknown_length_is_refused():
     broken = MODULE.format(operation="%n = f32[8]{0} negate(%x)", known="")
     with pytest.raises(NotImplementedError, match="unknown length"):
         collectives(broken.replace("direction=LT", "direction=NE"), MESH)
+
+
+@pytest.mark.parametrize(("slices", "sent"), [("1,2", 4096), ("1,2,3,4", 6144), ("1:4", 6144)])
+def test_what_goes_to_other_slices_is_told_apart(slices, sent):
+    """As libtpu writes an all-reduce over a data axis that crosses slices."""
+    line = (
+        "%send = (f32[8,1,128]{2,1,0:T(8,128)}, u32[], token[]) send(%part, %token), "
+        "channel_id=2, is_host_transfer=true, frontend_attributes={"
+        '_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        f'_xla_megascale_target="{{{slices}}}x{{0:15}}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    assert read(line) == [Collective("all-reduce", "slices", 6, 6 * sent)]

@@ -1,5 +1,7 @@
 """The bound, against figures worked out by hand."""
 
+import dataclasses
+
 import pytest
 
 from t5g2.planning.collectives import Collective
@@ -16,7 +18,7 @@ COMPILED = CompiledStep(
 )
 
 
-def bound(**changes):
+def bound(chip=CHIP, **changes):
     arguments = {
         "parameters": 1000,
         "weight_bytes": 2,
@@ -25,7 +27,7 @@ def bound(**changes):
         "tensor": 2,
         "compiled": COMPILED,
     }
-    return roofline(CHIP, 4, Executed(flops=8 * 10**12, bytes=4 * 10**6), **arguments | changes)
+    return roofline(chip, 4, Executed(flops=8 * 10**12, bytes=4 * 10**6), **arguments | changes)
 
 
 def test_each_resource_works_at_its_peak():
@@ -36,6 +38,13 @@ def test_each_resource_works_at_its_peak():
     assert made.network == pytest.approx(500e-9)
     assert made.overlapped == made.compute
     assert made.in_turn == made.compute + made.network
+
+
+def test_what_goes_to_other_slices_takes_the_time_of_their_network():
+    chip = dataclasses.replace(CHIP, slice_bandwidth=1e8)
+    sent = [*SENT, Collective("all-reduce", "slices", 1, 100)]
+    made = bound(chip=chip, compiled=COMPILED._replace(collectives=sent))
+    assert made.network == pytest.approx(500e-9 + 1e-6)
 
 
 def test_what_kernels_read_and_write_is_the_memorys_work_where_that_is_known():

@@ -24,9 +24,28 @@ def test_accelerator_types_name_slices_too():
     assert find_topology("v6e-64") == find_topology("v6e:8x8")
 
 
+def test_slices_are_joined_by_their_number():
+    two = find_topology("2xv5e-256")
+    assert (two.name, two.one_slice, two.count, two.slices) == (
+        "2xv5e:16x16",
+        "v5e:16x16",
+        512,
+        2,
+    )
+    assert find_topology("v5e-256").one_slice == "v5e:16x16"
+    for name, message in (
+        ("2xv5e:2x4", "v5e:2x4 is one host"),
+        ("2xv5p-8", "v5p:2x2x1 is one host"),
+        ("2xv5e:4x5", "did you mean 'v5e:4x"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_topology(name)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("1xv5e:4x4", "no such machine"),
         ("v5e:16x16x2", "did you mean 'v5e:16x16'"),  # libtpu would take it
         ("v5p:4x4x5", "did you mean 'v5p:4x4"),
         ("h100:16", "did you mean 'h100:1'"),
