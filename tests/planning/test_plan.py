@@ -16,6 +16,7 @@ from small_run import write_corpus, write_recipe
 
 from t5g2 import cli
 from t5g2.errors import UserError
+from t5g2.planning import plan as planning
 from t5g2.planning.compile import OutOfMemory, compile_step, out_of_memory, trace_step
 from t5g2.planning.devices import planning_devices, target_config
 from t5g2.planning.plan import make_plan
@@ -55,9 +56,11 @@ def told(recipe, tmp_path_factory):
 def planned(recipe):
     """A plan of a step that does not fit an H100, as if its compiler had said so."""
     settings = overridden(read_settings([str(recipe)]), ["mesh.fsdp=1"])
-    plan = make_plan(settings, find_topology("cpu:1"), lambda _: contextlib.nullcontext())
     full = OutOfMemory(needed=99 * 2**30, available=80 * 2**30)
-    return dataclasses.replace(plan, topology=find_topology("h100:1"), result=full)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "compile_step", lambda step, topology: full)
+        plan = make_plan(settings, find_topology("cpu:1"), lambda _: contextlib.nullcontext())
+    return dataclasses.replace(plan, topology=find_topology("h100:1"))
 
 
 def test_the_planned_step_is_the_one_that_training_compiles(told):
