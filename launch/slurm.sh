@@ -25,10 +25,12 @@ while kill -0 "$step" 2>/dev/null; do wait "$step"; done # each trap ends a wait
 wait "$step"
 status=$?
 
-# Stopped and saved, while nobody has cancelled the job: the same job goes on from there.
+# Stopped and saved (143) or hung (75), while nobody has cancelled the job: the same job goes on from
+# there. What hangs each time is not begun for ever.
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-if [[ $status -eq 143 && $state == RUNNING ]]; then
-  echo "t5g2 saved and stopped: requeued"
+again=$((status == 143 || (status == 75 && ${SLURM_RESTART_COUNT:-0} < 20)))
+if [[ $again -eq 1 && $state == RUNNING ]]; then
+  echo "t5g2 ended with $status: requeued"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

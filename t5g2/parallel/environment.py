@@ -11,6 +11,8 @@ _ADVICE = "or set hosts.coordinator, hosts.count and hosts.index"
 # What jax's cluster detection needs of each scheduler, beside the count of processes.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 _OPEN_MPI = ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+# Without its number, each of several TPU slices would take itself for the first.
+_MEGASCALE = ("MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS")
 _METADATA = "http://{host}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
 
@@ -29,11 +31,14 @@ def several_processes(environment: Mapping[str, str] = os.environ) -> bool:
     if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
         _demand(environment, "OMPI_COMM_WORLD_SIZE", _OPEN_MPI, f"use Open MPI 4, {_ADVICE}")
         return True
+    slices = "MEGASCALE_NUM_SLICES"
+    if _number(environment, slices) > 1:
+        _demand(environment, slices, _MEGASCALE, _ADVICE.removeprefix("or "))
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
         if "," in environment.get(name, ""):
             _demand(environment, name, ("TPU_WORKER_ID",), _ADVICE.removeprefix("or "))
             return True
-    return _number(environment, "MEGASCALE_NUM_SLICES") > 1 or _workers_of_tpu_vm(environment) > 1
+    return _number(environment, slices) > 1 or _workers_of_tpu_vm(environment) > 1
 
 
 def own_gpus(environment: Mapping[str, str] = os.environ) -> list[int] | None:

@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,7 +202,18 @@ def test_mistakes_stop_a_jobset_and_preemptions_do_not_count(platform):
         for rule in job_of(jobset)["spec"]["podFailurePolicy"]["rules"]
         if "onExitCodes" in rule
     ]
-    assert codes == [[2], [130, 143]]
+    assert codes == [[2, 3], [130, 143]]
+    # As Kubernetes words what a Job failed of.
+    (pattern,) = mistake["onJobFailureMessagePatterns"]
+    message = (
+        "Container t5g2 for pod one/p failed with exit code {} matching FailJob rule at index 0"
+    )
+    assert [
+        code for code in (1, 2, 3, 20, 130, 143) if re.search(pattern, message.format(code))
+    ] == [
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize("platform", ["tpu-vm", "slurm", "local"])
@@ -285,12 +297,20 @@ def slurm_job(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "requeued"),
-    [(143, "RUNNING", True), (143, "COMPLETING", False), (2, "RUNNING", False), (0, "", False)],
+    ("code", "state", "before", "requeued"),
+    [
+        (143, "RUNNING", 50, True),
+        (143, "COMPLETING", 0, False),
+        (75, "RUNNING", 0, True),
+        (75, "RUNNING", 20, False),
+        (2, "RUNNING", 0, False),
+        (0, "", 0, False),
+    ],
 )
-def test_a_slurm_job_is_requeued_if_it_was_stopped_and_not_cancelled(
-    fakes, tmp_path, code, state, requeued
+def test_a_slurm_job_is_requeued_if_it_was_stopped_or_hung_and_not_cancelled(
+    fakes, tmp_path, monkeypatch, code, state, before, requeued
 ):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(before))
     fakes("srun", f"exit {code}")
     fakes("squeue", f"echo {state}")
     fakes("scontrol")

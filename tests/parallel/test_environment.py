@@ -27,6 +27,11 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "1",
 }
 GKE_TPU = {"TPU_WORKER_HOSTNAMES": "w-0.run,w-1.run,w-2.run,w-3.run", "TPU_WORKER_ID": "2"}
+GKE_SLICES = GKE_TPU | {
+    "MEGASCALE_NUM_SLICES": "3",
+    "MEGASCALE_SLICE_ID": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "one-train-0-0.one",
+}
 
 
 @pytest.fixture
@@ -48,6 +53,7 @@ def machine(monkeypatch):
         (SLURM, slurm_cluster.SlurmCluster, 16, 9),
         (OPEN_MPI, ompi_cluster.OmpiCluster, 4, 3),
         (GKE_TPU, cloud_tpu_cluster.GkeTpuCluster, 4, 2),
+        (GKE_SLICES, cloud_tpu_cluster.GkeTpuCluster, 12, 6),
     ],
 )
 def test_jax_finds_the_processes_that_we_say_are_there(
@@ -86,6 +92,7 @@ def test_one_process_is_one(environment):
         (SLURM, "SLURM_STEP_NODELIST", "SLURM_NTASKS = 16 .*start t5g2 with srun"),
         (OPEN_MPI, "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE = 4 .*Open MPI 4"),
         (GKE_TPU, "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES = .*: set hosts.coordinator"),
+        (GKE_SLICES, "MEGASCALE_SLICE_ID", "MEGASCALE_NUM_SLICES = 3 .*: set hosts.coordinator"),
     ],
 )
 def test_half_an_environment_is_refused_by_what_is_missing(environment, missing, message):

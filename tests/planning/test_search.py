@@ -51,6 +51,12 @@ def test_every_candidate_is_one_that_training_would_run(settings):
         assert dataclasses.replace(settings, mesh=mesh, train=train).rows == 128
 
 
+def test_only_the_data_axis_crosses_slices(settings):
+    found = candidates(settings, find_topology("2xv5e-16"))
+    assert found
+    assert all(candidate.settings.mesh.data % 2 == 0 for candidate in found)
+
+
 def test_bindings_make_the_candidate_of_the_recipe(settings):
     for candidate in candidates(settings, find_topology("v5e-16"))[::7]:
         assert overridden(settings, candidate.bindings) == candidate.settings
