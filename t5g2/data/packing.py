@@ -189,13 +189,11 @@ class RowStream:
             for (s, t), (s_end, t_end) in zip(begins.tolist(), ends.tolist(), strict=True)
         ]
         columns = (cuts.task, cuts.document, cuts.start, cuts.length)
+        origins = zip(*(column.tolist() for column in columns), strict=True)
         pieces = [
-            Piece(*origin, example=example, images=images)
-            for *origin, example, images in zip(
-                *(column.tolist() for column in columns),
-                examples,
-                cuts.images.tolist(),
-                strict=True,
+            Piece(task, document, start, length, example, images)
+            for (task, document, start, length), example, images in zip(
+                origins, examples, cuts.images.tolist(), strict=True
             )
         ]
         return pieces, following[0]
