@@ -16,7 +16,7 @@ from t5g2.data.image_examples import ImageExample, ImagePrefix
 from t5g2.data.images import shortened
 from t5g2.data.mixture import Source
 from t5g2.data.packing import Content, is_sequential
-from t5g2.data.sampling import TaskChoice, permute
+from t5g2.data.sampling import Permutation, TaskChoice
 from t5g2.data.ul2 import Bits, Denoiser, Example, SpecialTokens, philox
 from t5g2.errors import UserError
 from t5g2.files import append
@@ -143,7 +143,7 @@ def _passages(source: Source, length: int, seed: int) -> Iterator[_Passage]:
     size, shuffled = len(documents), not is_sequential(documents)
 
     def order() -> Iterator[int]:
-        return (permute(i, size, seed) if shuffled else i for i in range(size))
+        return map(Permutation(size, seed), range(size)) if shuffled else iter(range(size))
 
     if source.image_examples is not None:
         slot = source.image_examples.slot

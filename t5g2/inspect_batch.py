@@ -54,8 +54,7 @@ def make_again(run_dir: Path, rows: RowStream, *, step: int | None, batch: int |
         number = number_of(number, gone)
     at, cursors = _newest_before(run_dir, rows, number)
     for _ in range(at + 1, number):
-        for row in range(rows.rows):
-            _, cursors[row] = rows.cut_row(row, cursors[row])
+        _, cursors = rows.cut_rows(0, cursors)
     made = empty_batch(rows.rows, *rows.room, rows.images)
     fill_rows(made, rows, 0, cursors)
     digest = f"{int(made['row_digest'].sum(dtype=np.uint32)):08x}"
@@ -97,13 +96,18 @@ def _recorded_digest(run_dir: Path, number: int) -> str | None:
 
 def _examples(rows: RowStream, cursors: Cursors) -> list[str]:
     """A line for each row: source, document and tokens of each example in it."""
+    cuts, _ = rows.cut_rows(0, cursors)
     lines = []
     for row in range(rows.rows):
-        cuts, _ = rows.cut_row(row, cursors[row])
+        own = cuts.of_rows(row, row + 1)
+        tasks = [rows.tasks[number] for number in own.task.tolist()]
+        stops = (own.start + own.length).tolist()
         examples = [
-            f"{rows.mixture.sources[rows.tasks[cut.task].source].name} {cut.document} "
-            f"[{cut.start}:{cut.start + cut.length}] {rows.tasks[cut.task].denoiser.name}"
-            for cut in cuts
+            f"{rows.mixture.sources[task.source].name} {document} [{start}:{stop}] "
+            f"{task.denoiser.name}"
+            for task, document, start, stop in zip(
+                tasks, own.document.tolist(), own.start.tolist(), stops, strict=True
+            )
         ]
         lines.append(f"row {row}: {'; '.join(examples)}")
     return lines

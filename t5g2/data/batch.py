@@ -1,12 +1,12 @@
 """Packed arrays: what the train step is fed, under the field's names."""
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from isal.isal_zlib import crc32
 from jaxtyping import Int
 
-from t5g2.data.packing import Cut, ImageSlots, RowStream
+from t5g2.data.packing import Cuts, ImageSlots, RowStream
 from t5g2.data.ul2 import spread
 
 Batch = dict[str, np.ndarray]
@@ -59,25 +59,22 @@ def fill_rows(
     Returns:
         The cursors after them.
     """
-    following = np.empty_like(cursors)
+    cuts, following = stream.cut_rows(first, cursors)
     at_once = max(PLACES_AT_ONCE // sum(stream.room), 1)
     for start in range(0, len(cursors), at_once):
-        rows = []
-        for i in range(start, min(start + at_once, len(cursors))):
-            cuts, following[i] = stream.cut_row(first + i, cursors[i])
-            rows.append(cuts)
         some = {name: array[start : start + at_once] for name, array in batch.items()}
-        write_rows(some, stream, rows)
+        write_rows(some, stream, first + start, cuts.of_rows(start, start + at_once))
     return following
 
 
-def write_rows(batch: Batch, stream: RowStream, rows: Sequence[Sequence[Cut]]) -> None:
+def write_rows(batch: Batch, stream: RowStream, first: int, cuts: Cuts) -> None:
     """Writes rows of examples into an empty batch, with few calls of numpy for all of them.
 
     Args:
         batch: arrays of as many rows.
         stream: what the cuts are of.
-        rows: the examples of each, at least one.
+        first: number of the first row in the stream.
+        cuts: the examples of each row, at least one.
     """
     # Rows are contiguous: what is written to the flat arrays stands in the batch.
     flat = {
@@ -85,47 +82,53 @@ def write_rows(batch: Batch, stream: RowStream, rows: Sequence[Sequence[Cut]]) -
         for name in batch
         if name.startswith(("encoder", "decoder"))
     }
-    cuts = [cut for row in rows for cut in row]
-    counts = np.array([len(row) for row in rows])
-    last = np.cumsum(counts)
-    lengths = np.array([cut.lengths for cut in cuts])
-    tasks = np.array([cut.task for cut in cuts])
-    segments = np.arange(1, len(cuts) + 1) - np.repeat(last - counts, counts)
+    rows = len(batch["row_digest"])
+    last = np.searchsorted(cuts.row, np.arange(rows), "right")
+    counts = np.diff(last, prepend=0)
+    segments = np.arange(1, len(cuts.row) + 1) - np.repeat(last - counts, counts)
     # Where examples begin: behind those before them in their rows.
-    ahead = np.cumsum(lengths, axis=0) - lengths
+    ahead = np.cumsum(cuts.lengths, axis=0) - cuts.lengths
     ahead -= np.repeat(ahead[last - counts], counts, axis=0)
-    begins = ahead + np.repeat(np.arange(len(rows)), counts)[:, None] * np.array(stream.room)
-    stream.write_examples(cuts, begins, flat["encoder_input_tokens"], flat["decoder_target_tokens"])
-    for side, at, sizes in zip(("encoder", "decoder"), begins.T, lengths.T, strict=True):
-        total = len(flat[f"{side}_positions"])
-        used = spread(segments.astype(np.int32), at, sizes, total)
-        flat[f"{side}_segment_ids"][:] = used
+    begins = ahead + cuts.row[:, None] * np.array(stream.room)
+    inputs, targets = flat["encoder_input_tokens"], flat["decoder_target_tokens"]
+    stream.write_examples(cuts, begins, inputs, targets, first)
+    for side, at, sizes in zip(("encoder", "decoder"), begins.T, cuts.lengths.T, strict=True):
+        used, positions = flat[f"{side}_segment_ids"], flat[f"{side}_positions"]
+        total = len(used)
+        used[:] = spread(segments.astype(np.int32), at, sizes, total)
         is_used = used > 0
-        positions = np.arange(total, dtype=np.int32) - spread(at.astype(np.int32), at, sizes, total)
-        np.multiply(positions, is_used, out=flat[f"{side}_positions"])
+        positions[:] = np.arange(total, dtype=np.int32)
+        positions -= spread(at.astype(np.int32), at, sizes, total)
+        positions *= is_used
     # Of the decoder, which is the last side.
-    flat["decoder_task_ids"][:] = spread(tasks.astype(np.int32), at, sizes, total)
+    flat["decoder_task_ids"][:] = spread(cuts.task.astype(np.int32), at, sizes, total)
     flat["decoder_loss_weights"][:] = is_used
-    shifted = flat["decoder_input_tokens"]
-    np.multiply(flat["decoder_target_tokens"][:-1], is_used[1:], out=shifted[1:])
+    shifted, ends = flat["decoder_input_tokens"], at + sizes
+    shifted[1:] = targets[:-1]
+    shifted[ends[ends < total]] = 0
     shifted[at] = stream.mixture.special.bos_id
-    examples = np.array([cut[:4] for cut in cuts], np.int64)
-    inputs, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+    examples = np.stack([cuts.task, cuts.document, cuts.start, cuts.length], 1)
     for row, (stop, count) in enumerate(zip(last.tolist(), counts.tolist(), strict=True)):
-        digest = zlib.crc32(examples[stop - count : stop].data)
-        batch["row_digest"][row] = zlib.crc32(targets[row], zlib.crc32(inputs[row], digest))
+        digest = crc32(examples[stop - count : stop])
+        for name in ("encoder_input_tokens", "decoder_target_tokens"):
+            digest = crc32(batch[name][row], digest)
+        batch["row_digest"][row] = digest
         if stream.images is not None:
-            _fill_images(batch, row, rows[row], stream)
+            _fill_images(batch, row, stream, cuts, range(stop - count, stop))
 
 
-def _fill_images(batch: Batch, row: int, pieces: Sequence[Cut], stream: RowStream) -> None:
+def _fill_images(
+    batch: Batch, row: int, stream: RowStream, cuts: Cuts, pieces: Sequence[int]
+) -> None:
     """Writes the images of a row's examples, and has its checksum speak of them too."""
     assert stream.images is not None
     slots = batch[stream.images.slot.name][row]
     filled = 0
     for piece in pieces:
-        if piece.images:
-            slots[filled : filled + piece.images] = stream.piece_images(piece)
-            filled += piece.images
+        if images := int(cuts.images[piece]):
+            slots[filled : filled + images] = stream.piece_images(
+                int(cuts.task[piece]), int(cuts.document[piece])
+            )
+            filled += images
     digest = batch["row_digest"][row].item()
-    batch["row_digest"][row] = zlib.crc32(slots[:filled].view(np.uint8), digest)
+    batch["row_digest"][row] = crc32(slots[:filled].view(np.uint8), digest)

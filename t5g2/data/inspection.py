@@ -361,7 +361,7 @@ def _shown(stream: RowStream, piece: Piece, tokenizer: Tokenizer) -> Shown:
         tokens=Lengths(*map(len, piece.example)),
         inputs=inputs,
         targets=targets,
-        images=stream.piece_images(piece) if piece.images else None,
+        images=stream.piece_images(piece.task, piece.document) if piece.images else None,
     )
 
 

@@ -3,6 +3,8 @@
 The thread makes the rows itself, or has processes make them.
 """
 
+import atexit
+import weakref
 from typing import Any, NamedTuple
 
 import grain
@@ -14,6 +16,8 @@ from t5g2.data.packing import RowStream
 from t5g2.data.workers import Workers
 
 PREFETCH = 4
+# Iterators with a thread that may not have been closed.
+_open: "weakref.WeakSet[grain.DatasetIterator[Step]]" = weakref.WeakSet()
 
 
 class Step(NamedTuple):
@@ -53,10 +57,15 @@ class RowBatches(grain.IterDataset[Step]):
         return RowBatchIterator(self)
 
     def prefetched(self) -> grain.DatasetIterator[Step]:
-        """An iterator whose batches are made ahead by a thread; `close` ends its processes."""
-        return iter(
+        """An iterator whose batches are made ahead by a thread; `close` ends its processes.
+
+        One that is left open is closed when Python exits.
+        """
+        steps = iter(
             grain.experimental.ThreadPrefetchIterDataset(self, prefetch_buffer_size=PREFETCH)
         )
+        _open.add(steps)
+        return steps
 
 
 class RowBatchIterator(grain.DatasetIterator[Step]):
@@ -95,3 +104,14 @@ class RowBatchIterator(grain.DatasetIterator[Step]):
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+
+
+@atexit.register
+def _close_open() -> None:
+    """Ends the threads while Python still runs.
+
+    A thread that is reading from C++ when the interpreter is taken down is ended in the midst of
+    functions that no exception may leave, upon which C++ aborts the process.
+    """
+    for steps in list(_open):
+        steps.close()

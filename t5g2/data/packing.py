@@ -1,15 +1,15 @@
 """Rows: endless streams of examples, packed on both sides, whose whole state is a few integers."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+import threading
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from t5g2.data.image_examples import NOTHING, ImageExample, ImageExamples, ImagePrefix, ImageSlot
 from t5g2.data.mixture import Mixture, TokenSource, check_lengths
-from t5g2.data.sampling import TaskChoice, key, permute
-from t5g2.data.ul2 import Denoiser, Example, Job, Philox, Sizes, denoise
+from t5g2.data.sampling import TaskChoice, epoch_order, key
+from t5g2.data.ul2 import Denoiser, Example, Jobs, Philox, Sizes, Tokens, denoise
 from t5g2.errors import UserError
 
 # A row is closed when less than this share of it would fit as the next piece of a longer document.
@@ -18,6 +18,8 @@ SMALLEST_PIECE = 1 / 64
 SMALLEST_SHARE = 0.5
 # Documents without a token are passed over; so many in a row mean that there are no others.
 MOST_EMPTY_DOCUMENTS = 100_000
+# In the place of a denoiser's number: examples of this task are never split.
+WHOLE = -1
 
 Cursor = Int[np.ndarray, " cursor"]
 # A document's tokens, or an example of images and text.
@@ -44,29 +46,36 @@ class Piece(NamedTuple):
     images: int = 0
 
 
-class Cut(NamedTuple):
-    """What a `Piece` is going to be: where it is cut, before it is denoised.
+class Cuts(NamedTuple):
+    """What the pieces of some rows are going to be: where they are cut, before they are denoised.
 
     Attributes:
+        row: of each piece, counted from the first of these rows; ascending.
+        number: j, of the row's example j.
         task: as a piece's.
         document: as a piece's.
         start: as a piece's.
         length: as a piece's.
+        images: as a piece's.
         lengths: of the inputs and targets that it becomes.
-        content: what is to be denoised, or an example of images and text.
+        contents: the tokens to be denoised, or an example of images and text.
     """
 
-    task: int
-    document: int
-    start: int
-    length: int
-    lengths: tuple[int, int]
-    content: Job | ImageExample
+    row: Int[np.ndarray, " pieces"]
+    number: Int[np.ndarray, " pieces"]
+    task: Int[np.ndarray, " pieces"]
+    document: Int[np.ndarray, " pieces"]
+    start: Int[np.ndarray, " pieces"]
+    length: Int[np.ndarray, " pieces"]
+    images: Int[np.ndarray, " pieces"]
+    lengths: Int[np.ndarray, "pieces 2"]
+    contents: list[Content]
 
-    @property
-    def images(self) -> int:
-        """How many images the encoder sees with it."""
-        return self.content.images if isinstance(self.content, ImageExample) else 0
+    def of_rows(self, first: int, stop: int) -> "Cuts":
+        """Those of rows from `first` on and before `stop`, counted from `first`."""
+        begin, end = np.searchsorted(self.row, (first, stop)).tolist()
+        some = Cuts(*(cast(Any, column)[begin:end] for column in self))
+        return some._replace(row=some.row - first)
 
 
 class ImageSlots(NamedTuple):
@@ -129,20 +138,23 @@ class RowStream:
         self._order_seeds = [key("order", seed, source.name) for source in mixture.sources]
         self._noise = Philox(key("noise", seed))
         self._smallest_piece = max(int((inputs_length + targets_length) * SMALLEST_PIECE), 2)
-        sizes = {
-            denoiser: Sizes(denoiser, self.room, mixture.special)
-            for denoiser in {task.denoiser for task in self.tasks}
-            if isinstance(denoiser, Denoiser)
-        }
-        # None: its examples are never split.
-        self._sizes = [
-            sizes[task.denoiser] if isinstance(task.denoiser, Denoiser) else None
-            for task in self.tasks
-        ]
+        denoisers = dict.fromkeys(
+            task.denoiser for task in self.tasks if isinstance(task.denoiser, Denoiser)
+        )
+        numbers = {denoiser: number for number, denoiser in enumerate(denoisers)}
+        self._distinct = list(denoisers)
+        self._sizes = Sizes(self._distinct, self.room, mixture.special)
+        # Of each task its source and its denoiser's number in `_distinct`; WHOLE: its examples are
+        # never split.
+        self._sources = np.array([task.source for task in self.tasks])
+        self._denoisers = np.array(
+            [
+                numbers[task.denoiser] if isinstance(task.denoiser, Denoiser) else WHOLE
+                for task in self.tasks
+            ]
+        )
         self._image_examples = [source.image_examples for source in mixture.sources]
-        # The draw and number of each (row, source)'s current document, and the document: a cache,
-        # no state.
-        self._current: dict[tuple[int, int], tuple[int, int, Content]] = {}
+        self._current = Current(rows * len(mixture.sources))
 
     def start(self) -> Int[np.ndarray, "rows cursor"]:
         """Cursors of all rows before the first example."""
@@ -155,7 +167,7 @@ class RowStream:
         epoch, index = divmod(draw * self.rows + row, size)
         if is_sequential(documents):
             return index
-        return permute(index, size, key(self._order_seeds[source], epoch))
+        return epoch_order(self._order_seeds[source], epoch, size)(index)
 
     def next_row(self, row: int, cursor: Cursor) -> tuple[list[Piece], Cursor]:
         """Fills one row of the next batch.
@@ -167,126 +179,202 @@ class RowStream:
         Returns:
             The examples that stand in the row and the cursor after them.
         """
-        cuts, following = self.cut_row(row, cursor)
-        ends = np.cumsum([cut.lengths for cut in cuts], axis=0)
+        cuts, following = self.cut_rows(row, cursor[None])
+        ends = np.cumsum(cuts.lengths, axis=0)
         inputs, targets = (np.empty(length, np.int32) for length in ends[-1])
-        begins = ends - [cut.lengths for cut in cuts]
-        self.write_examples(cuts, begins, inputs, targets)
+        begins = ends - cuts.lengths
+        self.write_examples(cuts, begins, inputs, targets, row)
         examples = [
             Example(inputs[s:s_end], targets[t:t_end])
             for (s, t), (s_end, t_end) in zip(begins.tolist(), ends.tolist(), strict=True)
         ]
+        columns = (cuts.task, cuts.document, cuts.start, cuts.length)
+        origins = zip(*(column.tolist() for column in columns), strict=True)
         pieces = [
-            Piece(*cut[:4], example, cut.images)
-            for cut, example in zip(cuts, examples, strict=True)
+            Piece(task, document, start, length, example, images)
+            for (task, document, start, length), example, images in zip(
+                origins, examples, cuts.images.tolist(), strict=True
+            )
         ]
-        return pieces, following
+        return pieces, following[0]
 
-    def cut_row(self, row: int, cursor: Cursor) -> tuple[list[Cut], Cursor]:
-        """As `next_row`, but only what its pieces will be."""
-        places: list[int] = cursor.tolist()
-        inputs_left, targets_left = self.room
-        slots_left = 0 if self.images is None else self.images.per_row
-        cuts: list[Cut] = []
-        number, following = self._choose(row, places[0]), self._choose(row, places[0] + 1)
-        while True:
-            task, sizes = self.tasks[number], self._sizes[number]
-            place = 1 + 2 * task.source
-            document, content = self._document(task.source, row, places, place)
-            what: Job | ImageExample
-            start = places[place + 1]
-            if isinstance(content, ImageExample):
-                assert isinstance(task.denoiser, ImagePrefix)
-                inputs, targets = task.denoiser.lengths(content, self.mixture.special)
+    def cut_rows(
+        self, first: int, cursors: Int[np.ndarray, "rows cursor"]
+    ) -> tuple[Cuts, Int[np.ndarray, "rows cursor"]]:
+        """As `next_row` of some rows, side by side, but only what their pieces will be.
+
+        Args:
+            first: number of the first of them in the global batch.
+            cursors: theirs; not changed.
+
+        Returns:
+            Their pieces and the cursors after them.
+        """
+        with self._current.lock:
+            return self._cut_rows(first, cursors)
+
+    def _cut_rows(
+        self, first: int, cursors: Int[np.ndarray, "rows cursor"]
+    ) -> tuple[Cuts, Int[np.ndarray, "rows cursor"]]:
+        current, places = self._current, cursors.astype(np.int64)
+        left = np.tile(self.room, (len(places), 1))
+        slots_left = np.full(len(places), 0 if self.images is None else self.images.per_row)
+        # The rows that are still open, and the tasks of their next example and of that after it.
+        rows = np.arange(len(places))
+        task, following = (self._choose(first + rows, places[:, 0] + i) for i in (0, 1))
+        found: list[np.ndarray] = []
+        contents: list[Content] = []
+        while len(rows):
+            source, denoiser = self._sources[task], self._denoisers[task]
+            place = 1 + 2 * source
+            key = (first + rows) * len(self.mixture.sources) + source
+            draw, start = places[rows, place], places[rows, place + 1]
+            for i in current.used_up(key, draw, start).nonzero()[0].tolist():
+                at = places[rows[i], place[i] : place[i] + 2]
+                at[:] = self._find_document(int(source[i]), first + int(rows[i]), *at.tolist())
+                start[i] = at[1]
+            remaining = current.length[key] - start
+            most, fair = fair_length(self._sizes, denoiser, self._denoisers[following], left[rows])
+            length = np.minimum(remaining, fair)
+            lengths = self._sizes.lengths(denoiser, length)
+            # In very unequal room even the longest piece is small: a row is never left empty.
+            fits = most >= np.minimum(remaining, self._smallest_piece) if found else most > 0
+            whole = denoiser == WHOLE
+            if whole.any():
                 # Alone it fits: `_read` has seen to that.
-                if inputs > inputs_left or targets > targets_left or content.images > slots_left:
-                    break
-                what, lengths = content, (inputs, targets)
-                length = remaining = len(content.ids)
-                slots_left -= content.images
-            else:
-                assert sizes is not None
-                assert isinstance(task.denoiser, Denoiser)
-                remaining = len(content) - start
-                most, fair = fair_length(sizes, self._sizes[following], inputs_left, targets_left)
-                # In very unequal room even the longest piece is small: a row is never left empty.
-                if cuts and most < min(remaining, self._smallest_piece):
-                    break
-                length = min(remaining, fair)
-                lengths = inputs, targets = sizes.lengths(length)
-                tokens, bits = content[start : start + length], self._noise(row, places[0])
-                what = Job(task.denoiser, tokens, bits, lengths)
-            cuts.append(Cut(number, document, start, length, lengths, what))
-            inputs_left -= inputs
-            targets_left -= targets
-            if length == remaining:
-                places[place] += 1
-                places[place + 1] = 0
-            else:
-                places[place + 1] = start + length
-            places[0] += 1
-            number, following = following, self._choose(row, places[0] + 1)
-        return cuts, np.array(places, cursor.dtype)
+                room = np.column_stack([left[rows], slots_left[rows]])
+                fits = np.where(whole, (current.needs[key] <= room).all(1), fits)
+                length = np.where(whole, remaining, length)
+                lengths = np.where(whole[:, None], current.needs[key, :2], lengths)
+            images = np.where(whole, current.needs[key, 2], 0)
+            if not fits.all():
+                rows, key, place, task, following, start, remaining, length, lengths, images = (
+                    column[fits]
+                    for column in (
+                        rows,
+                        key,
+                        place,
+                        task,
+                        following,
+                        start,
+                        remaining,
+                        length,
+                        lengths,
+                        images,
+                    )
+                )
+            found.append(
+                np.column_stack(
+                    [
+                        rows,
+                        places[rows, 0],
+                        task,
+                        current.number[key],
+                        start,
+                        length,
+                        images,
+                        lengths,
+                    ]
+                )
+            )
+            contents += [current.content[k] for k in key.tolist()]
+            left[rows] -= lengths
+            slots_left[rows] -= images
+            is_done = length == remaining
+            places[rows, place] += is_done
+            places[rows, place + 1] = np.where(is_done, 0, start + length)
+            places[rows, 0] += 1
+            task, following = following, self._choose(first + rows, places[rows, 0] + 1)
+        columns = np.concatenate(found)
+        # Row by row; they were found example by example.
+        order = np.argsort(columns[:, 0], kind="stable")
+        columns = np.ascontiguousarray(columns[order].T)
+        pieces = [
+            content if isinstance(content, ImageExample) else content[start : start + length]
+            for content, start, length in zip(
+                (contents[i] for i in order.tolist()),
+                columns[4].tolist(),
+                columns[5].tolist(),
+                strict=True,
+            )
+        ]
+        after = places.astype(cursors.dtype)
+        if (after != places).any():
+            raise OverflowError("a row's cursor has come to the end of its dtype")
+        row, number, task, document, start, length, images = columns[:7]
+        cuts = Cuts(row, number, task, document, start, length, images, columns[7:].T, pieces)
+        return cuts, after
 
     def write_examples(
         self,
-        cuts: Sequence[Cut],
-        begins: Int[np.ndarray, "cuts 2"],
+        cuts: Cuts,
+        begins: Int[np.ndarray, "pieces 2"],
         inputs: Int[np.ndarray, " inputs"],
         targets: Int[np.ndarray, " targets"],
+        first: int,
     ) -> None:
         """Writes the examples that cuts become.
 
         Args:
             cuts: in the order of their places.
             begins: where the inputs and the targets of each begin.
-            inputs: int32 memory, of which nothing but the places of examples is touched.
+            inputs: int32 memory; what lies between examples is set to 0.
             targets: the same of the other side.
+            first: number in the global batch of the row that cuts count theirs from.
         """
-        jobs, of_jobs = [], []
-        for i, cut in enumerate(cuts):
-            if isinstance(cut.content, Job):
-                jobs.append(cut.content)
-                of_jobs.append(i)
-                continue
-            prefix = self.tasks[cut.task].denoiser
+        is_whole = self._denoisers[cuts.task] == WHOLE
+        split = (~is_whole).nonzero()[0]
+        jobs = Jobs(
+            self._distinct,
+            self._denoisers[cuts.task[split]],
+            [cast(Tokens, cuts.contents[i]) for i in split.tolist()],
+            [
+                self._noise(first + row, number)
+                for row, number in zip(
+                    cuts.row[split].tolist(), cuts.number[split].tolist(), strict=True
+                )
+            ],
+            cuts.lengths[split],
+        )
+        denoise(jobs, begins[split], self.mixture.special, inputs, targets)
+        for i in is_whole.nonzero()[0].tolist():
+            prefix, content = self.tasks[cuts.task[i]].denoiser, cuts.contents[i]
             assert isinstance(prefix, ImagePrefix)
-            example = prefix(cut.content, self.mixture.special)
+            assert isinstance(content, ImageExample)
+            example = prefix(content, self.mixture.special)
             for out, at, ids in zip((inputs, targets), begins[i], example, strict=True):
                 out[at : at + len(ids)] = ids
-        denoise(jobs, begins[of_jobs], self.mixture.special, inputs, targets)
 
-    def piece_images(self, piece: Piece | Cut) -> np.ndarray:
+    def piece_images(self, task: int, document: int) -> np.ndarray:
         """The images of a piece that has some, each as `images.slot` says."""
-        examples = self._image_examples[self.tasks[piece.task].source]
+        examples = self._image_examples[self.tasks[task].source]
         assert examples is not None
-        return examples.images(piece.document)
+        return examples.images(document)
 
-    def _document(
-        self, source: int, row: int, places: list[int], place: int
-    ) -> tuple[int, Content]:
-        """Number and content of the current document; steps past used-up ones.
+    def _find_document(self, source: int, row: int, draw: int, offset: int) -> tuple[int, int]:
+        """Makes a row's document of a source the current one; steps past used-up ones.
 
         Args:
             source: number of the source.
             row: number of the row.
-            places: the row's cursor, changed where documents are passed over.
-            place: where the draw and the offset of the source stand in it.
+            draw: of the document.
+            offset: in it.
+
+        Returns:
+            The draw and the offset of the one that is the current one now.
         """
+        key = row * len(self.mixture.sources) + source
         for _ in range(MOST_EMPTY_DOCUMENTS):
-            draw = places[place]
-            cached = self._current.get((row, source))
-            if cached is None or cached[0] != draw:
+            if self._current.draw[key] != draw:
                 number = self.document_number(source, row, draw)
-                cached = draw, number, self._read(source, number)
-                self._current[row, source] = cached
-            _, number, content = cached
-            if places[place + 1] < len(
-                content.ids if isinstance(content, ImageExample) else content
-            ):
-                return number, content
-            places[place] = draw + 1
-            places[place + 1] = 0
+                content = self._read(source, number)
+                needs = (0, 0, 0)
+                if isinstance(content, ImageExample):
+                    needs = (*self._prefix_lengths(source, content), content.images)
+                self._current.put(key, draw, number, content, needs)
+            if offset < self._current.length[key]:
+                return draw, offset
+            draw, offset = draw + 1, 0
         raise UserError(
             f"source {self.mixture.sources[source].name}: {MOST_EMPTY_DOCUMENTS:,} documents in a "
             "row hold no text"
@@ -302,9 +390,7 @@ class RowStream:
         if examples is None:
             return self.mixture.sources[source].documents[number]
         example = examples.example(number)
-        prefix = self.mixture.sources[source].denoisers[0]
-        assert isinstance(prefix, ImagePrefix)
-        inputs, targets = prefix.lengths(example, self.mixture.special)
+        inputs, targets = self._prefix_lengths(source, example)
         slots = 0 if self.images is None else self.images.per_row
         if inputs <= self.room[0] and targets <= self.room[1] and example.images <= slots:
             return example
@@ -317,41 +403,86 @@ class RowStream:
         )
         return NOTHING
 
+    def _prefix_lengths(self, source: int, example: ImageExample) -> tuple[int, int]:
+        prefix = self.mixture.sources[source].denoisers[0]
+        assert isinstance(prefix, ImagePrefix)
+        return prefix.lengths(example, self.mixture.special)
+
+
+class Current:
+    """The document that each pair of a row and a source stands in: a cache, no state.
+
+    Attributes:
+        lock: of whoever cuts rows.
+        draw: of each pair's document; -1: there is none yet.
+        number: of the document in its source.
+        length: its tokens.
+        needs: inputs, targets and images of an example that is never split.
+        content: the documents.
+    """
+
+    def __init__(self, pairs: int) -> None:
+        self.lock = threading.Lock()
+        self.draw = np.full(pairs, -1)
+        self.number, self.length = np.zeros((2, pairs), np.int64)
+        self.needs = np.zeros((pairs, 3), np.int64)
+        self.content: dict[int, Content] = {}
+
+    def __reduce__(self) -> Any:
+        return Current, (len(self.draw),)
+
+    def used_up(
+        self,
+        pair: Int[np.ndarray, " n"],
+        draw: Int[np.ndarray, " n"],
+        offset: Int[np.ndarray, " n"],
+    ) -> Bool[np.ndarray, " n"]:
+        """Whether another document must be read than the one that is here."""
+        return (self.draw[pair] != draw) | (self.length[pair] <= offset)
+
+    def put(
+        self, pair: int, draw: int, number: int, content: Content, needs: tuple[int, int, int]
+    ) -> None:
+        """Puts a document in the place of the one that was there."""
+        self.draw[pair], self.number[pair], self.content[pair] = draw, number, content
+        self.length[pair] = len(content.ids if isinstance(content, ImageExample) else content)
+        self.needs[pair] = needs
+
 
 def is_sequential(documents: TokenSource | ImageExamples) -> bool:
     """Whether a source can only be read forward."""
     return getattr(documents, "sequential", False)
 
 
-def fair_length(own: Sizes, following: Sizes | None, inputs: int, targets: int) -> tuple[int, int]:
-    """How long a piece may be in the room that is left, and how long it should be.
+def fair_length(
+    sizes: Sizes,
+    own: Int[np.ndarray, " n"],
+    following: Int[np.ndarray, " n"],
+    room: Int[np.ndarray, "n 2"],
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """How long pieces may be in the room that is left, and how long they should be.
 
     Denoisers fill the two sides unequally: prefix language modelling three times as many targets as
-    inputs, 15% corruption the reverse. Where this example and the following one complement each
+    inputs, 15% corruption the reverse. Where an example and the following one complement each
     other, both sides are filled by shortening each a little: with (a, b) and (c, d) the shares of
     inputs and targets that each fills at its longest, p and q solve p (a, b) + q (c, d) = (1, 1).
 
     Args:
-        own: of this example's denoiser.
-        following: of the next example's; None: it does not shorten itself for others either.
-        inputs: encoder tokens that the row has room for.
-        targets: decoder tokens.
+        sizes: of all denoisers.
+        own: number of each example's denoiser; 0 comes of WHOLE.
+        following: of the next example's; WHOLE: it does not shorten itself for others either.
+        room: encoder and decoder tokens that each row has room for.
 
     Returns:
-        The longest piece that fits, and the length that leaves the following example its share.
+        The longest pieces that fit, and the lengths that leave the following examples their share.
     """
-    most = own.longest(inputs, targets)
-    other = 0 if following is None else following.longest(inputs, targets)
-    if following is None or not most or not other:
-        return most, most
-    own_inputs, own_targets = own.lengths(most)
-    next_inputs, next_targets = following.lengths(other)
-    a, b = own_inputs / inputs, own_targets / targets
-    c, d = next_inputs / inputs, next_targets / targets
+    most, other = sizes.longest(own, room), sizes.longest(following, room)
+    room = np.maximum(room, 1)
+    a, b = (sizes.lengths(own, most) / room).T
+    c, d = (sizes.lengths(following, other) / room).T
     determinant = a * d - b * c
-    if abs(determinant) < 1e-6:
-        return most, most
+    is_shared = (most > 0) & (other > 0) & (np.abs(determinant) >= 1e-6)
+    determinant = np.where(is_shared, determinant, 1)
     p, q = (d - c) / determinant, (a - b) / determinant
-    if not (SMALLEST_SHARE <= p < 1 and SMALLEST_SHARE <= q < 1):
-        return most, most
-    return most, max(int(p * most), 1)
+    is_shared &= (p >= SMALLEST_SHARE) & (p < 1) & (q >= SMALLEST_SHARE) & (q < 1)
+    return most, np.where(is_shared, np.maximum((p * most).astype(np.int64), 1), most)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import threading
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -49,7 +48,12 @@ class Philox:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._generator = np.random.Philox(key=seed)
-        self._state = self._generator.state
+        # Plain lists: a state is set number by number, which numpy's arrays are slow at.
+        self._state: Any = {
+            **self._generator.state,
+            "state": {"key": [seed & 0xFFFFFFFFFFFFFFFF, seed >> 64]},
+            "buffer": [0] * 4,
+        }
         self._lock = threading.Lock()  # of the generator, which threads share
 
     def __reduce__(self) -> Any:
@@ -62,10 +66,7 @@ class Philox:
     def _bits(self, counter: tuple[int, ...], count: int) -> UInt64[np.ndarray, " count"]:
         with self._lock:
             # Setting the state costs a fifth of making a generator.
-            words = self._state["state"]["counter"]
-            words[:] = 0
-            for place, number in enumerate(counter, start=1):
-                words[place] = number
+            self._state["state"]["counter"] = [0, *counter, 0, 0, 0][:4]
             self._generator.state = self._state
             return cast(Any, self._generator.random_raw(count))
 
@@ -155,30 +156,33 @@ class Denoiser:
         Raises:
             UserError: the piece needs more sentinels than there are.
         """
-        lengths = self.lengths(len(tokens), special)
-        example = Example(*(np.empty(length, np.int32) for length in lengths))
-        denoise([Job(self, tokens, bits, lengths)], np.zeros((1, 2), np.int64), special, *example)
+        lengths = np.array([self.lengths(len(tokens), special)])
+        example = Example(*(np.empty(length, np.int32) for length in lengths[0]))
+        jobs = Jobs([self], np.zeros(1, int), [tokens], [bits], lengths)
+        denoise(jobs, np.zeros_like(lengths), special, *example)
         return example
 
 
-class Job(NamedTuple):
-    """A piece of a document that is to be denoised.
+class Jobs(NamedTuple):
+    """Pieces of documents that are to be denoised.
 
     Attributes:
-        denoiser: what to do.
-        tokens: the piece, at least one token.
-        bits: random bits of this example.
-        lengths: of its inputs and targets, as the denoiser announces them.
+        denoisers: what may be done with them.
+        denoiser: number among these of what is to be done with each.
+        tokens: each piece, at least one token.
+        bits: random bits of each example.
+        lengths: of their inputs and targets, as the denoisers announce them.
     """
 
-    denoiser: Denoiser
-    tokens: Tokens
-    bits: Bits
-    lengths: tuple[int, int]
+    denoisers: Sequence[Denoiser]
+    denoiser: Int[np.ndarray, " jobs"]
+    tokens: Sequence[Tokens]
+    bits: Sequence[Bits]
+    lengths: Int[np.ndarray, "jobs 2"]
 
 
 def denoise(
-    jobs: Sequence[Job],
+    jobs: Jobs,
     begins: Int[np.ndarray, "jobs 2"],
     special: SpecialTokens,
     inputs: Int[np.ndarray, " inputs"],
@@ -190,65 +194,117 @@ def denoise(
         jobs: in the order of the places that their examples go to.
         begins: where the inputs and the targets of each begin.
         special: ids to add.
-        inputs: int32 memory that examples are written to; what lies between them stays as it is.
+        inputs: int32 memory that examples are written to; what lies between them is set to 0.
         targets: the same of the other side.
 
     Raises:
         UserError: a piece needs more sentinels than there are.
     """
-    if not jobs:
+    if not len(jobs.tokens):
+        inputs[:], targets[:] = 0, 0
         return
-    numbers = [
-        (len(tokens), *lengths, len(denoiser.mode_ids), denoiser.mean_span is None)
-        for denoiser, tokens, _, lengths in jobs
+    # What inputs start with stands in front of the piece, as tokens that are never hidden.
+    heads = [
+        np.array([*[special.bos_id] * special.bos_on_inputs, *denoiser.mode_ids], np.int32)
+        for denoiser in jobs.denoisers
     ]
-    length, inputs_length, targets_length, modes, is_prefix = np.array(numbers).T
-    inputs_at, targets_at = begins.T
-    head = modes + special.bos_on_inputs
+    head = np.array([len(ids) for ids in heads])[jobs.denoiser]
+    length = np.array([len(tokens) for tokens in jobs.tokens])
     # Both sides together hold the piece, eos, what inputs start with, and every sentinel twice.
-    spans = (inputs_length + targets_length - length - head - 1) // 2
-    hidden = targets_length - spans - 1
+    spans = (jobs.lengths.sum(1) - length - head - 1) // 2
+    hidden = jobs.lengths[:, 1] - spans - 1
     _check_sentinels(jobs, spans, special)
 
     # Of each span, all pieces' in a line: its piece, its number in it, and how many tokens are kept
     # and how many are hidden before it.
-    owner = np.repeat(np.arange(len(jobs)), spans)
+    owner = np.repeat(np.arange(len(length)), spans)
     number = _counts(spans)
     kept, before = (length - hidden)[owner], np.zeros(len(owner), np.int64)
-    cut = (is_prefix == 0).nonzero()[0]
+    is_cut = np.array([denoiser.mean_span is not None for denoiser in jobs.denoisers])
+    is_cut = is_cut[jobs.denoiser]
+    cut = is_cut.nonzero()[0]
     if len(cut):
         # The hidden tokens are cut between two of them. Spans go into different gaps of the kept
         # ones, outer gaps among them, so that either end of a piece may be hidden.
         ways = np.stack([hidden - 1, length - hidden + 1], 1)[cut].reshape(-1)
         wanted = np.stack([spans - 1, spans], 1)[cut].reshape(-1)
-        keys = np.concatenate([_keys(jobs[i]) for i in cut.tolist()])
-        chosen = _subsets(keys, ways, wanted)
+        keys = [
+            _keys(jobs.bits[i], size) for i, size in zip(cut, length[cut].tolist(), strict=True)
+        ]
+        chosen = _subsets(np.concatenate(keys), ways, wanted)
         is_gap = np.repeat(np.arange(len(wanted)) % 2 == 1, wanted)
         before[number > 0] = chosen[~is_gap] + 1
-        kept[is_prefix[owner] == 0] = chosen[is_gap]
-    sizes = np.append(before[1:], 0) - before
+        kept[is_cut[owner]] = chosen[is_gap]
     last = np.cumsum(spans) - 1
+    sizes = np.append(before[1:], 0) - before
     sizes[last] = hidden - before[last]
 
-    tokens = np.concatenate([job.tokens for job in jobs])
-    starts = (np.cumsum(length) - length)[owner] + kept + before
-    is_hidden = spread(np.ones(len(owner), bool), starts, sizes, len(tokens))
-    sentinels = special.sentinel_ids.start + number
-    for out, at, size, places, own in (
-        (inputs, inputs_at + head, inputs_length - head, kept + number, ~is_hidden),
-        (targets, targets_at, targets_length - 1, before + number, is_hidden),
+    # Every side is runs of what lies side by side in `pool`: kept tokens or sentinel, in turn, a
+    # last run of the piece, and padding up to the next.
+    gaps = [
+        _gaps(begins[:, side], jobs.lengths[:, side], len(out))
+        for side, out in enumerate((inputs, targets))
+    ]
+    padding = np.zeros(max(gap.max() for gap in gaps), np.int32)
+    sentinel_ids = np.arange(spans.max(), dtype=np.int32) + special.sentinel_ids.start
+    pieces = [
+        part
+        for number, tokens in zip(jobs.denoiser.tolist(), jobs.tokens, strict=True)
+        for part in (heads[number], tokens)
+    ]
+    pool = np.concatenate([*pieces, sentinel_ids, np.array([special.eos_id], np.int32), padding])
+    ends = np.cumsum(head + length)
+    sentinels = ends[-1] + number
+    eos, nothing = ends[-1] + len(sentinel_ids), ends[-1] + len(sentinel_ids) + 1
+    starts = (ends - length)[owner] + kept + before
+    stops = starts + sizes
+    # Where what is kept before a span begins: behind the span before it.
+    since = np.append(0, stops[:-1])
+    since[last - spans + 1] = ends - length - head
+
+    at_span = 1 + 2 * (np.arange(len(owner)) + owner)
+    at_last = at_span[last] + 2
+    ones = np.ones(len(owner), np.int64)
+    for out, gap, first, second, rest in (
+        (
+            inputs,
+            gaps[0],
+            (since, starts - since),
+            (sentinels, ones),
+            (stops[last], ends - stops[last]),
+        ),
+        (targets, gaps[1], (sentinels, ones), (starts, sizes), (eos, 1)),
     ):
-        places = places + at[owner]
-        is_token = spread(np.ones(len(at), bool), at, size, len(out))
-        is_token[places] = False
-        out[is_token] = tokens[own]
-        out[places] = sentinels
-    targets[targets_at + targets_length - 1] = special.eos_id
-    if special.bos_on_inputs:
-        inputs[inputs_at] = special.bos_id
-    for i in modes.nonzero()[0].tolist():
-        text = inputs_at[i] + head[i]
-        inputs[text - modes[i] : text] = jobs[i].denoiser.mode_ids
+        begin, size = np.empty((2, at_last[-1] + 2), np.int64)
+        begin[0], size[0] = nothing, gap[0]
+        for place, (what, how_many) in (
+            (at_span, first),
+            (at_span + 1, second),
+            (at_last, rest),
+            (at_last + 1, (nothing, gap[1:])),
+        ):
+            begin[place], size[place] = what, how_many
+        _gather(pool, begin, size, out)
+
+
+def _gaps(
+    at: Int[np.ndarray, " n"], sizes: Int[np.ndarray, " n"], length: int
+) -> Int[np.ndarray, " n+1"]:
+    """Places before, between and behind stretches, which stand in order and do not overlap."""
+    return np.append(at, length) - np.append(0, at + sizes)
+
+
+def _gather(
+    pool: Int[np.ndarray, " pool"],
+    starts: Int[np.ndarray, " n"],
+    sizes: Int[np.ndarray, " n"],
+    out: Int[np.ndarray, " out"],
+) -> None:
+    """Fills an array with stretches of a pool, one behind the other."""
+    places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    places += np.arange(len(out))
+    # Not "raise", which would write to a copy of `out` first.
+    np.take(pool, places, out=out, mode="clip")
 
 
 def spread(
@@ -275,10 +331,9 @@ def _counts(sizes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
     return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
 
 
-def _keys(job: Job) -> UInt32[np.ndarray, " length"]:
+def _keys(bits: Bits, length: int) -> UInt32[np.ndarray, " length"]:
     """A random key for each token of a piece."""
-    length = len(job.tokens)
-    return job.bits((length + 1) // 2).view(np.uint32)[:length]
+    return bits((length + 1) // 2).view(np.uint32)[:length]
 
 
 def _subsets(
@@ -303,40 +358,48 @@ def _subsets(
     return small[np.repeat(first, counts) + _counts(counts)] - np.repeat(starts, counts)
 
 
-def _check_sentinels(
-    jobs: Sequence[Job], spans: Int[np.ndarray, " pieces"], special: SpecialTokens
-) -> None:
+def _check_sentinels(jobs: Jobs, spans: Int[np.ndarray, " pieces"], special: SpecialTokens) -> None:
     worst = int(np.argmax(spans))
     if spans[worst] > len(special.sentinel_ids):
-        denoiser, tokens, *_ = jobs[worst]
+        denoiser = jobs.denoisers[jobs.denoiser[worst]]
         raise UserError(
             f"denoiser {denoiser.name} needs {spans[worst]} sentinels for a piece of "
-            f"{len(tokens)} tokens but the vocabulary has {len(special.sentinel_ids)}: shorten "
-            "feature_lengths or use a tokenizer with more sentinels"
+            f"{len(jobs.tokens[worst])} tokens but the vocabulary has "
+            f"{len(special.sentinel_ids)}: shorten feature_lengths or use a tokenizer with more "
+            "sentinels"
         )
 
 
 class Sizes:
-    """What pieces of a denoiser need in rows of one size, looked up instead of computed."""
+    """What pieces need in rows of one size, of many denoisers, looked up instead of computed."""
 
-    def __init__(self, denoiser: Denoiser, room: tuple[int, int], special: SpecialTokens) -> None:
-        longest = denoiser.longest(*room, special)
-        needs = np.array([(0, 0), *(denoiser.lengths(n, special) for n in range(1, longest + 1))])
-        # Plain arrays: numpy's take four times as long to look one number up.
-        self._inputs, self._targets = (array("l", side) for side in needs.T.tolist())
+    def __init__(
+        self, denoisers: Sequence[Denoiser], room: tuple[int, int], special: SpecialTokens
+    ) -> None:
+        longest = [denoiser.longest(*room, special) for denoiser in denoisers]
+        # The last row, which -1 finds, is of none: nothing fits.
+        self._lengths = np.zeros((len(denoisers) + 1, max(longest, default=0) + 1, 2), np.int64)
         # Of each side alone: the longest piece that fits in the room that is left.
-        self._by_inputs, self._by_targets = (
-            array("l", (np.searchsorted(side, np.arange(most + 1), "right") - 1).tolist())
-            for side, most in zip(needs.T, room, strict=True)
-        )
+        self._by_side = [np.zeros((len(denoisers) + 1, most + 1), np.int64) for most in room]
+        for number, (denoiser, most) in enumerate(zip(denoisers, longest, strict=True)):
+            needs = self._lengths[number, : most + 1]
+            needs[:] = [(0, 0), *(denoiser.lengths(n, special) for n in range(1, most + 1))]
+            for side, table in enumerate(self._by_side):
+                left = np.arange(table.shape[1])
+                table[number] = np.searchsorted(needs[:, side], left, "right") - 1
 
-    def lengths(self, length: int) -> tuple[int, int]:
-        """As `Denoiser.lengths`."""
-        return self._inputs[length], self._targets[length]
+    def lengths(
+        self, denoiser: Int[np.ndarray, " n"], length: Int[np.ndarray, " n"]
+    ) -> Int[np.ndarray, "n 2"]:
+        """As `Denoiser.lengths`, of the denoisers of these numbers."""
+        return self._lengths[denoiser, length]
 
-    def longest(self, inputs: int, targets: int) -> int:
-        """As `Denoiser.longest`."""
-        return min(self._by_inputs[inputs], self._by_targets[targets])
+    def longest(
+        self, denoiser: Int[np.ndarray, " n"], room: Int[np.ndarray, "n 2"]
+    ) -> Int[np.ndarray, " n"]:
+        """As `Denoiser.longest`, of the denoisers of these numbers."""
+        inputs, targets = self._by_side
+        return np.minimum(inputs[denoiser, room[:, 0]], targets[denoiser, room[:, 1]])
 
 
 # T5Gemma 2 (arXiv:2512.14856, section 3): (μ, r) and the rates 1:1:1:1:4. Its fifth, (3/4 L, .75)

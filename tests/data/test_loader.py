@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -85,3 +88,28 @@ def test_the_cursors_start_anew_in_every_dataset(stream, expected):
     start = stream.start()
     take(iter(batches_of(stream, cursors=start)), 3)
     assert not start.any()
+
+
+def test_an_iterator_left_open_has_no_thread_when_python_is_taken_down():
+    # A thread that is in C++ then aborts the process. Of what is to be done at exit, the first
+    # that was registered is the last that is called.
+    script = """
+import atexit, threading
+atexit.register(lambda: print([t.name for t in threading.enumerate() if t.daemon]))
+import numpy as np
+from t5g2.data.loader import RowBatches
+from t5g2.data.mixture import Mixture, Source
+from t5g2.data.packing import RowStream
+from t5g2.data.ul2 import SpecialTokens
+source = Source(name="text", documents=[np.arange(5000, 6000, dtype=np.int32)])
+mixture = Mixture(sources=(source,), special=SpecialTokens(2, 1, range(10, 1010)))
+rows = RowStream(mixture, 4, 512, 512, 0)
+batches = RowBatches(rows, rows.start(), 0, 4).prefetched()
+next(batches)
+print([t.daemon for t in threading.enumerate()])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    while_open, at_exit = done.stdout.splitlines()
+    assert "True" in while_open
+    assert at_exit == "[]"

@@ -92,11 +92,15 @@ def test_longest_is_the_longest_that_fits(denoiser, inputs, targets, special):
 
 @given(st.one_of(released, denoisers), st.integers(0, 90), st.integers(0, 90), specials)
 def test_looked_up_sizes_are_those_that_are_computed(denoiser, inputs, targets, special):
-    sizes = Sizes(denoiser, (inputs, targets), special)
-    for room in {(inputs, targets), (inputs // 2, targets), (inputs, targets // 3), (0, 0)}:
-        assert sizes.longest(*room) == denoiser.longest(*room, special)
-    for length in range(1, sizes.longest(inputs, targets) + 1):
-        assert sizes.lengths(length) == denoiser.lengths(length, special)
+    others = T5GEMMA2_UL2[:2]  # whose tables are of other lengths
+    sizes = Sizes([*others, denoiser], (inputs, targets), special)
+    rooms = [(inputs, targets), (inputs // 2, targets), (inputs, targets // 3), (0, 0)]
+    number = np.full(len(rooms), len(others))
+    longest = sizes.longest(number, np.array(rooms)).tolist()
+    assert longest == [denoiser.longest(*room, special) for room in rooms]
+    lengths = range(1, longest[0] + 1)
+    found = sizes.lengths(np.full(len(lengths), len(others)), np.array(lengths, int))
+    assert list(map(tuple, found.tolist())) == [denoiser.lengths(n, special) for n in lengths]
 
 
 def test_16384_tokens_take_more_than_800_sentinels_each_once_in_order_from_the_block():

@@ -14,6 +14,7 @@ from t5g2.data.batch import empty_batch, write_rows
 from t5g2.data.corpus import TokenizerConfig, open_corpus, row_stream
 from t5g2.data.loader import RowBatches
 from t5g2.data.mixture import DataConfig
+from t5g2.data.packing import Cuts
 from t5g2.data.sources import CorpusConfig
 from t5g2.data.tokenizer import load_tokenizer
 from t5g2.errors import UserError
@@ -97,15 +98,17 @@ def test_an_example_has_the_loss_in_a_packed_row_that_it_has_alone(home, caches,
     examples = images = packed = 0
     for row in range(2 * ROWS):
         own_stream = row % ROWS
-        pieces, cursors[own_stream] = stream.cut_row(own_stream, cursors[own_stream])
-        packed += len({stream.tasks[piece.task].source for piece in pieces}) == 2
+        here = slice(own_stream, own_stream + 1)
+        cuts, cursors[here] = stream.cut_rows(own_stream, cursors[here])
+        packed += len({stream.tasks[task].source for task in cuts.task}) == 2
         slot = 0
-        write_rows({n: a[row : row + 1] for n, a in batch.items()}, stream, [pieces])
-        for number, piece in enumerate(pieces, 1):
+        write_rows({n: a[row : row + 1] for n, a in batch.items()}, stream, own_stream, cuts)
+        for number in range(1, len(cuts.row) + 1):
             only = slice(examples, examples + 1)
-            write_rows({n: a[only] for n, a in alone.items()}, stream, [[piece]])
-            if piece.images:
-                pixels = stream.piece_images(piece)
+            piece = Cuts(*(column[number - 1 : number] for column in cuts))
+            write_rows({n: a[only] for n, a in alone.items()}, stream, own_stream, piece)
+            if piece.images[0]:
+                pixels = stream.piece_images(piece.task[0], piece.document[0])
                 batch["images"][row, slot : slot + len(pixels)] = pixels
                 alone["images"][examples, : len(pixels)] = pixels
                 slot += len(pixels)
