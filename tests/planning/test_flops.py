@@ -129,7 +129,9 @@ def test_attention_that_is_kept_is_not_made_again():
     # With what masks hide of it.
     assert attended < work["full"] - work["attention"] < 2 * attended
     compiled = steps["attention"].lower().compile().as_text()
-    assert device_products(compiled).flops == work["attention"]
+    # XLA spares what is made again and is there already: less than a layer's projections.
+    spared = work["attention"] - device_products(compiled).flops
+    assert 0 <= spared < load.inputs * sum(_layer(model).values()) / 2
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
