@@ -182,8 +182,9 @@ def _part(source: TextSource, split: str, heldout_share: float) -> Part:
     counts = {name: len(documents) for name, documents in source.documents.items()}
     source.check_splits(counts, heldout_share)
     documents = source.documents[split]
-    kind = ImageTextPart if isinstance(documents, ImageDocuments) else Part
-    return kind(split=split, source=source.name, texts=documents)  # type: ignore[arg-type]
+    if isinstance(documents, ImageDocuments):
+        return ImageTextPart(split=split, source=source.name, texts=documents)
+    return Part(split=split, source=source.name, texts=documents)
 
 
 def _images(source: TextSource, tower: Tower | None) -> Part:

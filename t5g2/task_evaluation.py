@@ -5,7 +5,7 @@ seqio's Evaluator reads the data and computes the metrics; generations and log-l
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,12 +179,10 @@ class TaskEvaluator:
             for number, ids in zip(numbers, made, strict=True)
         ]
 
-    def _read(
-        self, data: Iterable[Any]
-    ) -> tuple[list[int], list[Prompt], list[Int[np.ndarray, " n"]]]:
-        """Numbers, prompts and targets of the examples of an enumerated data set."""
+    def _read(self, data: Any) -> tuple[list[int], list[Prompt], list[Int[np.ndarray, " n"]]]:
+        """Numbers, prompts and targets of the examples of an enumerated `tf.data.Dataset`."""
         numbers, prompts, targets = [], [], []
-        for number, example in data.as_numpy_iterator():  # type: ignore[attr-defined]
+        for number, example in data.as_numpy_iterator():
             ids = np.trim_zeros(example["encoder_input_tokens"], "b")
             begun = self._bos and len(ids) and ids[0] == self._bos[0]
             if not begun:

@@ -20,11 +20,9 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import re
 import statistics
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
@@ -32,17 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import SPECIAL, Documents, joined, stream_of, tokens_of
 
 from t5g2.data.loader import RowBatches
-from t5g2.data.mixture import Mixture, Source
-from t5g2.data.packing import RowStream
 from t5g2.data.sources.config import CorpusConfig
 from t5g2.data.sources.opening import open_mixture
-from t5g2.data.ul2 import SpecialTokens
 
-SPECIAL = SpecialTokens(2, 1, range(256_002, 256_002 + 4096))
 WARM_BATCHES = 8
-Documents = list[np.ndarray]
 
 
 def read_documents(path: str | None) -> Documents:
@@ -51,30 +45,8 @@ def read_documents(path: str | None) -> Documents:
 
     config = CorpusConfig() if path is None else CorpusConfig(path=path)
     (source,) = open_mixture(read_mixture(config), config)
-    made = []
-    for text in source.documents["train"]:
-        words = re.findall(r"\w+|[^\w\s]|\s+", text)
-        ids = [1000 + zlib.crc32(word.encode()) % 250_000 for word in words]
-        made.append(np.array(ids, np.int32))
+    made = map(tokens_of, source.documents["train"])
     return [tokens for tokens in made if len(tokens)]
-
-
-def joined(documents: Documents, length: int) -> Documents:
-    """Documents laid end to end until each has at least `length` tokens."""
-    made, held, size = [], [], 0
-    for document in documents:
-        held.append(document)
-        size += len(document)
-        if size >= length:
-            made.append(np.concatenate(held))
-            held, size = [], 0
-    return made
-
-
-def stream_of(documents: Documents, length: int, rows: int) -> RowStream:
-    """Rows of T5Gemma 2's mixture."""
-    mixture = Mixture(sources=(Source(name="text", documents=documents),), special=SPECIAL)
-    return RowStream(mixture, rows, length, length, seed=0)
 
 
 def real_tokens(batch: dict[str, np.ndarray]) -> int:
@@ -216,7 +188,7 @@ def speeds(documents: Documents, length: int, args: argparse.Namespace) -> dict[
 
     ways: dict[str, Callable[[], dict[str, float]]] = {
         "t5g2, one core": lambda: bound(lambda: ours(None)),
-        **{f"t5g2, workers = {n}": lambda n=n: ours(n) for n in args.workers},  # type: ignore[misc]
+        **{f"t5g2, workers = {n}": functools.partial(ours, n) for n in args.workers},
         "copy": lambda: measure(
             copies(documents, args.batch_tokens), args.seconds / 3, args.batch_tokens
         ),

@@ -20,14 +20,12 @@ import functools
 import itertools
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import sysconfig
 import time
 import types
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ def _without_shapes() -> None:
                 return cls
 
         module = types.ModuleType("jaxtyping")
-        module.__getattr__ = lambda name: Shaped  # type: ignore[method-assign]
+        module.__dict__["__getattr__"] = lambda _: Shaped
         sys.modules["jaxtyping"] = module
 
 
@@ -98,51 +96,32 @@ def model_of(job: Job) -> Any:
     )
 
 
-def documents(tokens: int) -> list[np.ndarray]:
-    """Python's standard library, a word or a sign a token, in pieces of at least so many tokens."""
-    made, held, size = [], [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if "site-packages" in path.parts:
-            continue
-        words = re.findall(r"\w+|[^\w\s]|\s+", path.read_text(errors="replace"))
-        held += [1000 + zlib.crc32(word.encode()) % 250_000 for word in words]
-        size += len(words)
-        if size >= tokens:
-            made.append(np.array(held, np.int32))
-            held, size = [], 0
-    return made
-
-
 def stream_of(job: Job) -> Any:
-    """Rows of the mixture."""
-    from t5g2.data.mixture import Mixture, Source
-    from t5g2.data.packing import RowStream
-    from t5g2.data.ul2 import SpecialTokens
+    """Rows of the mixture over Python's standard library."""
+    import rows  # beside this file
 
-    special = SpecialTokens(2, 1, range(256_002, 256_002 + 4096))
-    text = Source(name="text", documents=documents(3 * job.length))
-    mixture = Mixture(sources=(text,), special=special)
-    return RowStream(mixture, job.rows, job.length, job.length, seed=0)
-
-
-def batches(job: Job) -> Iterator[list[list[tuple[np.ndarray, np.ndarray]]]]:
-    """The examples that stand in each row, batch by batch."""
-    stream = stream_of(job)
-    cursors = stream.start()
-    while True:
-        rows = []
-        for row in range(job.rows):
-            pieces, cursors[row] = stream.next_row(row, cursors[row])
-            rows.append([tuple(piece.example) for piece in pieces])
-        yield rows
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
+    files = [
+        rows.tokens_of(path.read_text(errors="replace"))
+        for path in paths
+        if "site-packages" not in path.parts
+    ]
+    return rows.stream_of(rows.joined(files, 3 * job.length), job.length, job.rows)
 
 
-def needed(config: Any, rows: list[list[tuple[np.ndarray, np.ndarray]]]) -> tuple[int, int]:
+def batches(job: Job) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """The examples of each batch."""
+    from rows import examples_of
+
+    yield from examples_of(stream_of(job))
+
+
+def needed(config: Any, examples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
     """Model FLOPs of a step on these examples, and their tokens of both sides."""
     from t5g2.planning.flops import Load, model_flops
 
     flops = tokens = 0
-    for inputs, targets in itertools.chain.from_iterable(rows):
+    for inputs, targets in examples:
         load = Load(rows=1, inputs=len(inputs), targets=len(targets))
         flops += model_flops(config, load).total
         tokens += load.tokens
@@ -186,9 +165,8 @@ def peer_steps(job: Job) -> tuple[Callable[[], float], Callable[[], int]]:
     config = T5Gemma2Config(**to_hf_config(model_of(job)))
     config._attn_implementation = job.side
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    flat = (list(itertools.chain.from_iterable(rows)) for rows in batches(job))
     model = T5Gemma2ForConditionalGeneration(config)
-    one = torch_steps(model, flat, job.peer_rows, "bfloat16", device)
+    one = torch_steps(model, batches(job), job.peer_rows, "bfloat16", device)
     peak = torch.cuda.max_memory_allocated if device == "cuda" else lambda: 0
     return lambda: one()[0], peak
 
@@ -223,7 +201,9 @@ def measure(job: Job) -> dict[str, Any]:
         losses.append(one())
         seconds.append(time.perf_counter() - began)
     config, peaked = model_of(job), peak()
-    fed = [needed(config, rows) for rows in itertools.islice(batches(job), _WARM + job.steps)]
+    fed = [
+        needed(config, examples) for examples in itertools.islice(batches(job), _WARM + job.steps)
+    ]
     flops, tokens = (sum(values) for values in zip(*fed[_WARM:], strict=True))
     found = {
         "started": started,

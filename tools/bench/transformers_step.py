@@ -74,7 +74,8 @@ class Job:
 
 
 def _stream(job: Job) -> Any:
-    from data import read_documents, stream_of  # beside this file
+    from data import read_documents  # beside this file
+    from rows import stream_of
 
     return stream_of(read_documents(job.corpus), job.length, job.rows)
 
@@ -104,14 +105,9 @@ def peer_batches(job: Job) -> Iterator[Examples]:
             yield list(
                 zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True)
             )
-    stream = _stream(job)
-    cursors = stream.start()
-    while True:
-        examples = []
-        for row in range(job.rows):
-            pieces, cursors[row] = stream.next_row(row, cursors[row])
-            examples += [tuple(piece.example) for piece in pieces]
-        yield examples
+    from rows import examples_of
+
+    yield from examples_of(_stream(job))
 
 
 def our_steps(job: Job) -> Callable[[], tuple[float, int, int]]:
