@@ -1,6 +1,7 @@
 """The structure of a compiled program, read from XLA's text of it."""
 
 import collections
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -16,10 +17,7 @@ _LOOP = re.compile(r" while\(.*condition=%(?P<condition>[^\s,)]+), body=%(?P<bod
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BOUND = re.compile(r"%(\S+) = [su]32\[\]\S* constant\((\d+)\)")
 _COMPARE = re.compile(r"ROOT .* compare\(%(\S+), %(\S+?)\), direction=LT")
-_ELEMENT = re.compile(r"%(\S+) = \S+ get-tuple-element\(%\S+\), index=(\d+)")
-_ADD = re.compile(r"%(\S+) = [su]32\[\]\S* add\(%(\S+), %(\S+?)\)")
-_COPY = re.compile(r"%(\S+) = [su]32\[\]\S* copy\(%(\S+?)\)")
-_TUPLE = re.compile(r"ROOT .* tuple\((%[^()]*)\)")
+_INDEX = re.compile(r"\bindex=(\d+)")
 _INSTRUCTION = re.compile(
     r"^\s*(?P<root>ROOT )?%(?P<name>\S+) = (?P<shape>\(.*?\)|\S+) (?P<opcode>[a-z][\w-]*)"
     r"\((?P<operands>[^()]*)(?P<attributes>.*)$"
@@ -186,20 +184,18 @@ def _step(place: int | None, body: list[str]) -> int:
 
     XLA unrolls the loops that it makes of products and exchanges: two turns in one.
     """
-    results = [match[1] for line in body if (match := _TUPLE.search(line))]
-    if place is None or not results:
+    made = {instruction.name: instruction for instruction in instructions(body)}
+    result = next((i for i in made.values() if i.root and i.opcode == "tuple"), None)
+    if place is None or result is None:
         return 1
-    copies = {match[1]: match[2] for line in body if (match := _COPY.search(line))}
-    counter = re.findall(r"%([^\s,]+)", results[0])[place]
-    counter = copies.get(counter, counter)
-    elements, constants = _elements(body), _constants(body)
-    for line in body:
-        if (match := _ADD.search(line)) and match[1] == counter:
-            one, other = match[2], match[3]
+    counter = made[result.operands[place]]
+    if counter.opcode == "copy":
+        counter = made[counter.operands[0]]
+    if counter.opcode == "add":
+        elements, constants = _elements(body), _constants(body)
+        for one, other in itertools.permutations(counter.operands):
             if elements.get(one) == place and other in constants:
                 return constants[other]
-            if elements.get(other) == place and one in constants:
-                return constants[one]
     return 1
 
 
@@ -210,4 +206,9 @@ def _constants(lines: list[str]) -> dict[str, int]:
 
 def _elements(lines: list[str]) -> dict[str, int]:
     """Which place of the computation's argument a value is, by its name."""
-    return {m[1]: int(m[2]) for line in lines if (m := _ELEMENT.search(line))}
+    return {
+        instruction.name: int(match[1])
+        for instruction in instructions(lines)
+        if instruction.opcode == "get-tuple-element"
+        and (match := _INDEX.search(instruction.attributes))
+    }

@@ -162,22 +162,24 @@ def test_messages_of_the_compiler_are_read(message, expected):
     assert out_of_memory(message) == expected
 
 
-def test_without_libtpu_its_extra_is_named(recipe, monkeypatch):
+@pytest.mark.parametrize(
+    ("topology", "extra", "error"),
+    [
+        (
+            "v5e:4x4",
+            "tpu",
+            RuntimeError("JAX TPU support not installed; cannot generate TPU topology."),
+        ),
+        ("h100:8", "cuda", NotImplementedError("topology not implemented for cuda")),
+    ],
+)
+def test_without_a_compiler_its_extra_is_named(topology, extra, error, recipe, monkeypatch):
     def missing(**_):
-        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+        raise error
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
-    with pytest.raises(UserError, match=r"^--topology v5e:4x4 needs .*'t5g2\[tpu\]'$"):
-        planning_devices(find_topology("v5e-16"), read_settings([str(recipe)]))
-
-
-def test_without_the_plug_in_for_cuda_its_extra_is_named(recipe, monkeypatch):
-    def missing(**_):
-        raise NotImplementedError("topology not implemented for cuda")
-
-    monkeypatch.setattr(topologies, "get_topology_desc", missing)
-    with pytest.raises(UserError, match=r"^--topology h100:8 needs .*'t5g2\[cuda\]'$"):
-        planning_devices(find_topology("h100:8"), read_settings([str(recipe)]))
+    with pytest.raises(UserError, match=rf"^--topology {topology} needs .*'t5g2\[{extra}\]'$"):
+        planning_devices(find_topology(topology), read_settings([str(recipe)]))
 
 
 @pytest.mark.parametrize("name", ["a100:1", "h100:1", "h200:1"])
