@@ -15,9 +15,9 @@ FAST_MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold
 quickstart: $(VENV)/.quickstart
 	$(FAST_MALLOC) $(BIN)/t5g2 train --run_dir $(RUN_DIR) --gin_file configs/recipes/quickstart.gin $(ARGS)
 
-## The fast tests.
+## The fast tests, in two processes: most of their time is tracing and compiling, on one core.
 test: $(VENV)/.test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 ## The tests that take minutes.
 test-slow: $(VENV)/.test
