@@ -80,12 +80,13 @@ def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None)
     return wanted
 
 
-def _visible(
+def visibility(
     query_segment_ids: Int[Array, "B T"],
     query_positions: Int[Array, "B T"],
     keys: KeyValues,
     window: Window,
 ) -> Bool[Array, "B T S"]:
+    """Which keys each query sees: those of its own segment, of queries and keys alike, in reach."""
     segments = keys.segment_ids[:, None, :]
     visible = (query_segment_ids[:, :, None] == segments) & (segments != 0)
     distance = query_positions[:, :, None] - keys.positions[:, None, :]
@@ -156,21 +157,17 @@ def attention(
     mesh = current_mesh()
     chosen = choose_backend(backend, mesh) if offset is None or backend == "auto" else backend
     inputs = (query, query_segment_ids, query_positions, keys)
-    length = query.shape[1]
-    block = _block_size(window)
-    same = keys.key.shape[1] == length
+    same = keys.key.shape[1] == query.shape[1]
     if chosen in FUSED and same:
         kernel = functools.partial(_fused(chosen), window=window, scale=scale)
         split = kernel if offset is not None else on_each_device(kernel, mesh)
         return split(query, query_segment_ids, keys, memory)
-    unknown = offset is None and not same and not _sees_all(window)
-    if chosen == "reference" or unknown or length < 2 * block:
+    if chosen == "reference" or (offset is None and not same and not sees_all(window)):
         out = reference_attention(*inputs, memory, window=window, scale=scale)
-    else:
-        out = _blockwise_attention(
-            *inputs, memory, window=window, scale=scale, block=block, offset=offset or 0
-        )
-    return checkpoint_name(out, RESULTS)
+        return checkpoint_name(out, RESULTS)
+    from t5g2.kernels.blockwise import blockwise_attention
+
+    return blockwise_attention(*inputs, memory, window=window, scale=scale, offset=offset or 0)
 
 
 def _fused(backend: Backend) -> Callable[..., Float[Array, "B T H N"]]:
@@ -184,69 +181,9 @@ def _fused(backend: Backend) -> Callable[..., Float[Array, "B T H N"]]:
     return triton_attention
 
 
-# Queries worked on at a time where every key is seen, and at least so many where a window is.
-_QUERY_BLOCK = 512
-_SMALLEST_BLOCK = 128
-
-
-def _sees_all(window: Window) -> bool:
+def sees_all(window: Window) -> bool:
     """Whether a query may see keys at any distance, on one side at least."""
     return window.left is None or window.right is None
-
-
-def _block_size(window: Window) -> int:
-    if window.left is None or window.right is None:
-        return _QUERY_BLOCK
-    reach = max(window.left, window.right)
-    return max(-(-reach // _SMALLEST_BLOCK) * _SMALLEST_BLOCK, _SMALLEST_BLOCK)
-
-
-def _blockwise_attention(
-    query: Float[Array, "B T H N"],
-    query_segment_ids: Int[Array, "B T"],
-    query_positions: Int[Array, "B T"],
-    keys: KeyValues,
-    memory: KeyValues | None,
-    *,
-    window: Window,
-    scale: float,
-    block: int,
-    offset: int,
-) -> Float[Array, "B T H N"]:
-    length = query.shape[1]
-    blocks = -(-length // block)
-
-    def split(array: Array, before: int = 0, blocks: int = blocks) -> Array:
-        """[B, T, ...] as [blocks, B, block, ...]; what is filled up has segment 0."""
-        array = jnp.asarray(array)
-        behind = blocks * block - before - array.shape[1]
-        padding = [(0, 0, 0)] * array.ndim
-        padding[1] = (before, behind, 0)  # negative: cut off
-        padded = jax.lax.pad(array, jnp.zeros((), array.dtype), padding)
-        return padded.reshape(array.shape[0], blocks, block, *array.shape[2:]).swapaxes(0, 1)
-
-    queries = tuple(map(split, (query, query_segment_ids, query_positions)))
-    seen: KeyValues | None = None
-    if not _sees_all(window):
-        # A block's reach ends within its neighbours: with one block of keys ahead of the queries'
-        # first, block i of the queries sees blocks i to i + 2 of the keys.
-        first, last = (0 if window.left else 1), (2 if window.right else 1)
-
-        def neighbours(array: Array) -> Array:
-            parts = split(array, block - offset, blocks + 2)
-            return jnp.concatenate([parts[i : i + blocks] for i in range(first, last + 1)], axis=2)
-
-        seen = jax.tree.map(neighbours, keys)
-
-    @jax.checkpoint
-    def attend(
-        queries: tuple[Array, Array, Array], seen: KeyValues | None
-    ) -> Float[Array, "B block H N"]:
-        near = keys if seen is None else seen
-        return reference_attention(*queries, near, memory, window=window, scale=scale)
-
-    mixed = jax.lax.map(lambda x: attend(*x), (queries, seen))
-    return mixed.swapaxes(0, 1).reshape(query.shape[0], -1, *query.shape[2:])[:, :length]
 
 
 def reference_attention(
@@ -260,21 +197,25 @@ def reference_attention(
     scale: float,
 ) -> Float[Array, "B T H N"]:
     """`attention` in one piece, with a mask of all queries by all keys."""
-    visible = _visible(query_segment_ids, query_positions, keys, window)
+    seen = visibility(query_segment_ids, query_positions, keys, window)
     key, value = keys.key, keys.value
     if memory is not None:
         everywhere = Window(None, None)
-        crossed = _visible(query_segment_ids, query_positions, memory, everywhere)
-        visible = jnp.concatenate([visible, crossed], axis=-1)
+        crossed = visibility(query_segment_ids, query_positions, memory, everywhere)
+        seen = jnp.concatenate([seen, crossed], axis=-1)
         key = jnp.concatenate([key, memory.key], axis=1)
         value = jnp.concatenate([value, memory.value], axis=1)
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)
     logits = jnp.einsum("btkgn,bskn->bkgts", grouped, key, preferred_element_type=jnp.float32)
-    mask = visible[:, None, None]
+    mask = seen[:, None, None]
     logits = jnp.where(mask, logits * scale, jnp.finfo(jnp.float32).min)
     weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0).astype(query.dtype)
     return jnp.einsum("bkgts,bskn->btkgn", weights, value).reshape(batch, length, heads, width)
+
+
+# Queries worked on at a time where every key is seen.
+QUERY_BLOCK = 512
 
 
 def bidirectional_attention(
@@ -292,7 +233,7 @@ def bidirectional_attention(
         return jnp.einsum("bhts,bshn->bthn", weights, value)
 
     batch, length, *head = query.shape
-    if length % _QUERY_BLOCK or length == _QUERY_BLOCK:
+    if length % QUERY_BLOCK or length == QUERY_BLOCK:
         return attend(query)
-    blocks = query.reshape(batch, -1, _QUERY_BLOCK, *head).swapaxes(0, 1)
+    blocks = query.reshape(batch, -1, QUERY_BLOCK, *head).swapaxes(0, 1)
     return jax.lax.map(attend, blocks).swapaxes(0, 1).reshape(query.shape)

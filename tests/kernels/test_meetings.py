@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from packed_rows import long_rows
 
-from t5g2.kernels.attention import Window, _visible
+from t5g2.kernels.attention import Window, visibility
 from t5g2.kernels.meetings import bounds, meetings, reaches
 
 EVERYWHERE = Window(None, None)
@@ -13,7 +13,7 @@ EVERYWHERE = Window(None, None)
 
 def shown(segment_ids, positions, keys, window, sizes):
     """Blocks in which a query sees a key, by the reference."""
-    visible = np.asarray(_visible(segment_ids, positions, keys, window))
+    visible = np.asarray(visibility(segment_ids, positions, keys, window))
     rows, length, _ = visible.shape
     return visible.reshape(rows, length // sizes[0], sizes[0], -1, sizes[1]).any((2, 4))
 

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from t5g2.kernels.attention import RESULTS, KeyValues, Window, _visible
+from t5g2.kernels.attention import RESULTS, KeyValues, Window, visibility
 from t5g2.kernels.splash import MergedMask, _kernel, splash
 from t5g2.kernels.triton import _Blocks, _Sizes, triton_attention
 from t5g2.planning.executed import executed
@@ -32,7 +32,7 @@ CASES = {
 def running_blocks(length, memory_length, window, queries=BLOCK, keys=BLOCK):
     """Blocks in which a query sees a key, of the mask as the reference attention makes it."""
     tokens = np.ones((1, length), np.int32), np.arange(length)[None]
-    visible = np.asarray(_visible(*tokens, KeyValues(None, None, *tokens), window))[0]
+    visible = np.asarray(visibility(*tokens, KeyValues(None, None, *tokens), window))[0]
     visible = np.pad(visible, ((0, 0), (0, memory_length or 0)), constant_values=True)
     return visible.reshape(length // queries, queries, -1, keys).any((1, 3)).sum()
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from t5g2.data.batch import empty_batch
 from t5g2.data.image_examples import pixel_slot
 from t5g2.data.packing import ImageSlots
-from t5g2.kernels.attention import KeyValues, Window, _visible
+from t5g2.kernels.attention import KeyValues, Window, visibility
 from t5g2.kernels.layout import Layout, on_shards
 from t5g2.models.config import (
     T5GEMMA2_1B,
@@ -91,7 +91,7 @@ def logging_products(load):
 def test_visible_keys_are_the_ones_in_the_mask(length, window):
     segments, positions = np.ones((1, length), np.int32), np.arange(length)[None]
     keys = KeyValues(None, None, segments, positions)
-    assert visible_keys(length, window) == np.sum(_visible(segments, positions, keys, window))
+    assert visible_keys(length, window) == np.sum(visibility(segments, positions, keys, window))
 
 
 def test_a_step_multiplies_the_model_flops_and_what_masks_hide():
