@@ -5,9 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5g2.kernels.layout import LENGTH, current
+
+# What `jax.checkpoint`'s policies know the products of states and weights by.
+PRODUCTS = "product"
 
 
 def project(x: Float[Array, "B T *inputs"], weight: Float[Array, "*axes"]) -> Array:
@@ -25,11 +29,37 @@ def project(x: Float[Array, "B T *inputs"], weight: Float[Array, "*axes"]) -> Ar
 
     def flattened(x: Array, weight: Array) -> Array:
         width = math.prod(x.shape[2:])
-        out = x.reshape(-1, width) @ weight.reshape(width, -1)
+        out = _multiply(x.reshape(-1, width), weight.reshape(width, -1))
         return out.reshape(*x.shape[:2], *weight.shape[inputs:])
 
     if (layout := current()) is not None and layout.size(LENGTH) > 1:
-        return direct(x, weight)  # The flattened tokens of a device would not follow one another.
+        # The flattened tokens of a device would not follow one another.
+        return checkpoint_name(direct(x, weight), PRODUCTS)
     # XLA's CPU back end multiplies matrices well, and contracts two axes at once, as the weight's
     # gradient would, at half that speed.
-    return jax.lax.platform_dependent(x, weight, cpu=flattened, default=direct)
+    out = jax.lax.platform_dependent(x, weight, cpu=flattened, default=direct)
+    return checkpoint_name(out, PRODUCTS)
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    # Asked for bfloat16, XLA's CPU back end multiplies in float32, at half the speed of processors
+    # that multiply bfloat16.
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+
+
+@jax.custom_vjp
+def _multiply(x: Float[Array, "N A"], weight: Float[Array, "A B"]) -> Float[Array, "N B"]:
+    """`x @ weight`, whose gradients are products of the same dtype, too."""
+    return _product("na,ab->nb", x, weight)
+
+
+def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _multiply(x, weight), (x, weight)
+
+
+def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, weight = kept
+    return _product("nb,ab->na", gradient, weight), _product("na,nb->ab", x, gradient)
+
+
+_multiply.defvjp(_forward, _backward)

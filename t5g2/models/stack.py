@@ -9,18 +9,16 @@ from jaxtyping import Array, Float, Int
 
 from t5g2.kernels.attention import RESULTS, KeyValues, Window
 from t5g2.kernels.layout import LENGTH, ROWS, place
+from t5g2.kernels.projection import PRODUCTS
 from t5g2.models.attention import Attention, Rotate
 from t5g2.models.config import ModelConfig
 from t5g2.models.layers import FeedForward, RMSNorm, Rotation
 
-_policies = jax.checkpoint_policies
-_attention = _policies.save_only_these_names(RESULTS)
+_kept = jax.checkpoint_policies.save_only_these_names
 # What each `ModelConfig.remat` keeps of a layer for the backward pass.
 _KEPT = {
-    "dots": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _attention
-    ),
-    "attention": _attention,
+    "dots": _kept(RESULTS, PRODUCTS),
+    "attention": _kept(RESULTS),
     "full": None,
 }
 
