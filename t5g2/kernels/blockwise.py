@@ -120,8 +120,8 @@ def _backward(static: _Static, kept: Any, by_out: Array) -> tuple[Any, ...]:
         block, zeros, (blocks, near, out, log_sums, by_out)
     )
     if near:
-        alike = jax.ShapeDtypeStruct(sides[0].key.shape, jnp.float32)
-        back = jax.linear_transpose(functools.partial(_neighbours, static, count), alike)
+        neighbours = functools.partial(_neighbours, static, count)
+        _, back = jax.vjp(neighbours, sides[0].key.astype(jnp.float32))
         by_near = jax.tree.map(lambda x: back(x)[0], by_near)
     by_sides = [
         side._replace(

@@ -94,11 +94,13 @@ def test_visible_keys_are_the_ones_in_the_mask(length, window):
     assert visible_keys(length, window) == np.sum(visibility(segments, positions, keys, window))
 
 
-def test_a_step_multiplies_the_model_flops_and_what_masks_hide():
+def test_a_step_multiplies_the_model_flops_what_masks_hide_and_logits_of_attention_again():
     flops = model_flops(MODEL, LOAD)
     work = executed(traced_step(MODEL, LOAD).jaxpr).flops
-    masked = 3 * hidden_pairs(MODEL, LOAD)
-    known = flops.total + masked + logging_products(LOAD)
+    masked = hidden_pairs(MODEL, LOAD)
+    attended = sum(amount for part, amount in flops.trained.items() if "attention" in part)
+    again = (attended + masked) // 2
+    known = flops.total + 3 * masked + again + logging_products(LOAD)
     assert work == known
     assert flops.trained["vocabulary head"] == LOAD.rows * LOAD.targets * 2 * 64 * 512
     assert flops.total == 3 * flops.forward
