@@ -66,7 +66,8 @@ def test_a_trainer_that_ended_or_failed_leaves_nothing_to_tell(tmp_path):
 
 
 def test_a_child_that_outlives_its_trainer_does_not_hold_the_lock(hold, tmp_path):
-    forking = HOLDER.replace("time.sleep(60)", "import os; os.fork(); time.sleep(3)")
+    # A forked child does not tidy up: threads that it has no longer would be waited for.
+    forking = HOLDER.replace("time.sleep(60)", "import os; os.fork(); time.sleep(3); os._exit(0)")
     process = subprocess.Popen(
         [sys.executable, "-c", forking, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
