@@ -1,5 +1,7 @@
 """Packed arrays: what the train step is fed, under the field's names."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +14,17 @@ from t5g2.data.ul2 import spread
 Batch = dict[str, np.ndarray]
 # Rows are written together that have about so many places: arrays that stay in a core's cache.
 PLACES_AT_ONCE = 1 << 17
+_ALIGNMENT = 64  # of arrays in a batch's memory, in bytes: a cache line
 
 
 def empty_batch(
-    rows: int, inputs_length: int, targets_length: int, images: ImageSlots | None = None
+    rows: int,
+    inputs_length: int,
+    targets_length: int,
+    images: ImageSlots | None = None,
+    zeros: bool = True,
 ) -> Batch:
-    """Arrays of `rows` rows of padding.
+    """Arrays of `rows` rows of padding; without `zeros`, of whatever stood in their memory.
 
     int32 [rows, inputs_length]: encoder_input_tokens, encoder_segment_ids (0 is padding, examples
     count from 1), encoder_positions. int32 [rows, targets_length]: decoder_input_tokens (targets
@@ -30,25 +37,33 @@ def empty_batch(
     [rows, I, N, W] image_features, in the order of their places in encoder_input_tokens; zero where
     a row has fewer.
     """
-    batch: Batch = {}
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for side, length, tokens in (
         ("encoder", inputs_length, ("input_tokens",)),
         ("decoder", targets_length, ("input_tokens", "target_tokens", "task_ids")),
     ):
         for field in (*tokens, "segment_ids", "positions"):
-            batch[f"{side}_{field}"] = np.zeros((rows, length), np.int32)
-    batch["decoder_loss_weights"] = np.zeros((rows, targets_length), np.float32)
-    batch["row_digest"] = np.zeros(rows, np.uint32)
+            fields[f"{side}_{field}"] = (rows, length), np.dtype(np.int32)
+    fields["decoder_loss_weights"] = (rows, targets_length), np.dtype(np.float32)
+    fields["row_digest"] = (rows,), np.dtype(np.uint32)
     if images is not None:
         shape = (rows, images.per_row, *images.slot.shape)
-        batch[images.slot.name] = np.zeros(shape, images.slot.dtype)
-    return batch
+        fields[images.slot.name] = shape, np.dtype(images.slot.dtype)
+    # One block of memory: malloc keeps its like for the next batch, where it returns many smaller
+    # ones to the system, page by page.
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in fields.values()]
+    places = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
+    block = (np.zeros if zeros else np.empty)(places[-1], np.uint8)
+    return {
+        name: block[place : place + size].view(dtype).reshape(shape)
+        for (name, (shape, dtype)), place, size in zip(fields.items(), places, sizes, strict=False)
+    }
 
 
 def fill_rows(
     batch: Batch, stream: RowStream, first: int, cursors: Int[np.ndarray, "rows cursor"]
 ) -> Int[np.ndarray, "rows cursor"]:
-    """Writes the next rows of a stream into an empty batch.
+    """Writes the next rows of a stream over whatever stands in a batch.
 
     Args:
         batch: arrays of as many rows.
@@ -68,7 +83,7 @@ def fill_rows(
 
 
 def write_rows(batch: Batch, stream: RowStream, first: int, cuts: Cuts) -> None:
-    """Writes rows of examples into an empty batch, with few calls of numpy for all of them.
+    """Writes rows of examples over a batch, with few calls of numpy for all of them.
 
     Args:
         batch: arrays of as many rows.
@@ -130,5 +145,6 @@ def _fill_images(
                 int(cuts.task[piece]), int(cuts.document[piece])
             )
             filled += images
+    slots[filled:] = 0
     digest = batch["row_digest"][row].item()
     batch["row_digest"][row] = crc32(slots[:filled].view(np.uint8), digest)

@@ -85,7 +85,7 @@ class RowBatchIterator(grain.DatasetIterator[Step]):
                 self._workers = Workers(stream, self._cursors, first, workers)
             batch, self._cursors = self._workers.next()
         else:
-            batch = empty_batch(len(self._cursors), *stream.room, stream.images)
+            batch = empty_batch(len(self._cursors), *stream.room, stream.images, zeros=False)
             self._cursors = fill_rows(batch, stream, first, self._cursors)
         return Step(batch, self._cursors.copy())
 

@@ -158,8 +158,6 @@ def _work(
         try:
             stream = stream or pickle.loads(pickled)
             batch = memory[number].batch(rows)
-            for array in batch.values():
-                array[:] = 0
             answer = cursors = fill_rows(batch, stream, first + rows.start, cursors)
         except Exception as error:
             answer = _sendable(error)
