@@ -9,11 +9,11 @@ from isal.isal_zlib import crc32
 from jaxtyping import Int
 
 from t5g2.data.packing import Cuts, ImageSlots, RowStream
-from t5g2.data.ul2 import spread
+from t5g2.data.ul2 import counting, spread
 
 Batch = dict[str, np.ndarray]
 # Rows are written together that have about so many places: arrays that stay in a core's cache.
-PLACES_AT_ONCE = 1 << 17
+PLACES_AT_ONCE = 1 << 18
 _ALIGNMENT = 64  # of arrays in a batch's memory, in bytes: a cache line
 
 
@@ -112,8 +112,8 @@ def write_rows(batch: Batch, stream: RowStream, first: int, cuts: Cuts) -> None:
         total = len(used)
         used[:] = spread(segments.astype(np.int32), at, sizes, total)
         is_used = used > 0
-        positions[:] = np.arange(total, dtype=np.int32)
-        positions -= spread(at.astype(np.int32), at, sizes, total)
+        begun = spread(at.astype(np.int32), at, sizes, total)
+        np.subtract(counting(total, np.int32), begun, out=positions)
         positions *= is_used
     # Of the decoder, which is the last side.
     flat["decoder_task_ids"][:] = spread(cuts.task.astype(np.int32), at, sizes, total)

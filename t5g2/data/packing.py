@@ -18,6 +18,8 @@ SMALLEST_PIECE = 1 / 64
 SMALLEST_SHARE = 0.5
 # Documents without a token are passed over; so many in a row mean that there are no others.
 MOST_EMPTY_DOCUMENTS = 100_000
+# Tasks of so many of a row's next examples are chosen in one go.
+TURNS_AT_ONCE = 8
 # In the place of a denoiser's number: examples of this task are never split.
 WHOLE = -1
 
@@ -153,6 +155,7 @@ class RowStream:
                 for task in self.tasks
             ]
         )
+        self._has_whole = bool((self._denoisers == WHOLE).any())
         self._image_examples = [source.image_examples for source in mixture.sources]
         self._current = Current(rows * len(mixture.sources))
 
@@ -217,45 +220,57 @@ class RowStream:
         self, first: int, cursors: Int[np.ndarray, "rows cursor"]
     ) -> tuple[Cuts, Int[np.ndarray, "rows cursor"]]:
         current, places = self._current, cursors.astype(np.int64)
-        left = np.tile(self.room, (len(places), 1))
-        slots_left = np.full(len(places), 0 if self.images is None else self.images.per_row)
-        # The rows that are still open, and the tasks of their next example and of that after it.
+        flat, sources = places.reshape(-1), len(self.mixture.sources)
+        # Of the rows that are still open: their numbers, and the room and the slots that are left.
         rows = np.arange(len(places))
-        task, following = (self._choose(first + rows, places[:, 0] + i) for i in (0, 1))
-        found: list[np.ndarray] = []
+        left = np.tile(self.room, (len(places), 1))
+        slots = np.full(len(places), 0 if self.images is None else self.images.per_row)
+        found: list[tuple[np.ndarray, ...]] = []
         contents: list[Content] = []
         while len(rows):
+            turn = len(found) % TURNS_AT_ONCE
+            if not turn:
+                tasks = self._choose(
+                    first + np.arange(len(places))[:, None],
+                    places[:, :1] + np.arange(TURNS_AT_ONCE + 1),
+                )
+            task, following = tasks[rows, turn], tasks[rows, turn + 1]
             source, denoiser = self._sources[task], self._denoisers[task]
-            place = 1 + 2 * source
-            key = (first + rows) * len(self.mixture.sources) + source
-            draw, start = places[rows, place], places[rows, place + 1]
+            place = rows * self.cursor_length + 1 + 2 * source
+            key = (first + rows) * sources + source
+            draw, start = flat[place], flat[place + 1]
             for i in current.used_up(key, draw, start).nonzero()[0].tolist():
-                at = places[rows[i], place[i] : place[i] + 2]
-                at[:] = self._find_document(int(source[i]), first + int(rows[i]), *at.tolist())
-                start[i] = at[1]
+                row = first + int(rows[i])
+                drawn, start[i] = self._find_document(
+                    int(source[i]), row, int(draw[i]), int(start[i])
+                )
+                flat[place[i] : place[i] + 2] = drawn, start[i]
             remaining = current.length[key] - start
-            most, fair = fair_length(self._sizes, denoiser, self._denoisers[following], left[rows])
+            most, fair = fair_length(self._sizes, denoiser, self._denoisers[following], left)
             length = np.minimum(remaining, fair)
             lengths = self._sizes.lengths(denoiser, length)
             # In very unequal room even the longest piece is small: a row is never left empty.
             fits = most >= np.minimum(remaining, self._smallest_piece) if found else most > 0
-            whole = denoiser == WHOLE
-            if whole.any():
+            images = np.zeros_like(rows)
+            if self._has_whole:
+                whole = denoiser == WHOLE
+                needs = current.needs[key]
                 # Alone it fits: `_read` has seen to that.
-                room = np.column_stack([left[rows], slots_left[rows]])
-                fits = np.where(whole, (current.needs[key] <= room).all(1), fits)
+                room = np.column_stack([left, slots])
+                fits = np.where(whole, (needs <= room).all(1), fits)
                 length = np.where(whole, remaining, length)
-                lengths = np.where(whole[:, None], current.needs[key, :2], lengths)
-            images = np.where(whole, current.needs[key, 2], 0)
+                lengths = np.where(whole[:, None], needs[:, :2], lengths)
+                images = np.where(whole, needs[:, 2], 0)
             if not fits.all():
-                rows, key, place, task, following, start, remaining, length, lengths, images = (
+                rows, left, slots, task, key, place, start, remaining, length, lengths, images = (
                     column[fits]
                     for column in (
                         rows,
+                        left,
+                        slots,
+                        task,
                         key,
                         place,
-                        task,
-                        following,
                         start,
                         remaining,
                         length,
@@ -263,47 +278,31 @@ class RowStream:
                         images,
                     )
                 )
-            found.append(
-                np.column_stack(
-                    [
-                        rows,
-                        places[rows, 0],
-                        task,
-                        current.number[key],
-                        start,
-                        length,
-                        images,
-                        lengths,
-                    ]
-                )
-            )
+            number, document = places[rows, 0], current.number[key]
+            found.append((rows, number, task, document, start, length, images, lengths))
             contents += [current.content[k] for k in key.tolist()]
-            left[rows] -= lengths
-            slots_left[rows] -= images
+            left, slots = left - lengths, slots - images
             is_done = length == remaining
-            places[rows, place] += is_done
-            places[rows, place + 1] = np.where(is_done, 0, start + length)
-            places[rows, 0] += 1
-            task, following = following, self._choose(first + rows, places[rows, 0] + 1)
-        columns = np.concatenate(found)
+            flat[place] += is_done
+            flat[place + 1] = (start + length) * ~is_done
+            places[rows, 0] = number + 1
+        columns = [np.concatenate(column) for column in zip(*found, strict=True)]
         # Row by row; they were found example by example.
-        order = np.argsort(columns[:, 0], kind="stable")
-        columns = np.ascontiguousarray(columns[order].T)
+        order = np.argsort(columns[0], kind="stable")
+        cuts = Cuts(*(column[order] for column in columns), contents=[])
         pieces = [
             content if isinstance(content, ImageExample) else content[start : start + length]
             for content, start, length in zip(
                 (contents[i] for i in order.tolist()),
-                columns[4].tolist(),
-                columns[5].tolist(),
+                cuts.start.tolist(),
+                cuts.length.tolist(),
                 strict=True,
             )
         ]
         after = places.astype(cursors.dtype)
         if (after != places).any():
             raise OverflowError("a row's cursor has come to the end of its dtype")
-        row, number, task, document, start, length, images = columns[:7]
-        cuts = Cuts(row, number, task, document, start, length, images, columns[7:].T, pieces)
-        return cuts, after
+        return cuts._replace(contents=pieces), after
 
     def write_examples(
         self,
@@ -476,13 +475,14 @@ def fair_length(
     Returns:
         The longest pieces that fit, and the lengths that leave the following examples their share.
     """
-    most, other = sizes.longest(own, room), sizes.longest(following, room)
-    room = np.maximum(room, 1)
-    a, b = (sizes.lengths(own, most) / room).T
-    c, d = (sizes.lengths(following, other) / room).T
+    both = np.stack([own, following])
+    longest = sizes.longest(both, room)
+    shares = sizes.lengths(both, longest) / np.maximum(room, 1)
+    (a, b), (c, d) = shares.transpose(0, 2, 1)
     determinant = a * d - b * c
-    is_shared = (most > 0) & (other > 0) & (np.abs(determinant) >= 1e-6)
-    determinant = np.where(is_shared, determinant, 1)
+    most = longest[0]
+    is_shared = (longest > 0).all(0) & (np.abs(determinant) >= 1e-6)
+    determinant[~is_shared] = 1
     p, q = (d - c) / determinant, (a - b) / determinant
-    is_shared &= (p >= SMALLEST_SHARE) & (p < 1) & (q >= SMALLEST_SHARE) & (q < 1)
+    is_shared &= (np.minimum(p, q) >= SMALLEST_SHARE) & (np.maximum(p, q) < 1)
     return most, np.where(is_shared, np.maximum((p * most).astype(np.int64), 1), most)

@@ -302,9 +302,17 @@ def _gather(
 ) -> None:
     """Fills an array with stretches of a pool, one behind the other."""
     places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    places += np.arange(len(out))
-    # Not "raise", which would write to a copy of `out` first.
-    np.take(pool, places, out=out, mode="clip")
+    places += counting(len(out))
+    # All are in the pool. "raise" would write to a copy of `out` first, "clip" takes longer.
+    np.take(pool, places, out=out, mode="wrap")
+
+
+@functools.lru_cache(maxsize=8)
+def counting(length: int, dtype: type[np.signedinteger] = np.int64) -> Int[np.ndarray, " length"]:
+    """0, 1, ... of the lengths that batches have: to make it costs as much as to add it."""
+    made = np.arange(length, dtype=dtype)
+    made.flags.writeable = False
+    return made
 
 
 def spread(
@@ -389,14 +397,14 @@ class Sizes:
                 table[number] = np.searchsorted(needs[:, side], left, "right") - 1
 
     def lengths(
-        self, denoiser: Int[np.ndarray, " n"], length: Int[np.ndarray, " n"]
-    ) -> Int[np.ndarray, "n 2"]:
+        self, denoiser: Int[np.ndarray, "*n"], length: Int[np.ndarray, "*n"]
+    ) -> Int[np.ndarray, "*n 2"]:
         """As `Denoiser.lengths`, of the denoisers of these numbers."""
         return self._lengths[denoiser, length]
 
     def longest(
-        self, denoiser: Int[np.ndarray, " n"], room: Int[np.ndarray, "n 2"]
-    ) -> Int[np.ndarray, " n"]:
+        self, denoiser: Int[np.ndarray, "*k n"], room: Int[np.ndarray, "n 2"]
+    ) -> Int[np.ndarray, "*k n"]:
         """As `Denoiser.longest`, of the denoisers of these numbers."""
         inputs, targets = self._by_side
         return np.minimum(inputs[denoiser, room[:, 0]], targets[denoiser, room[:, 1]])
