@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 
 from t5g2.data.image_examples import NOTHING, ImageExample, ImageExamples, ImagePrefix, ImageSlot
 from t5g2.data.mixture import Mixture, TokenSource, check_lengths
-from t5g2.data.sampling import TaskChoice, epoch_order, key
+from t5g2.data.sampling import Draws, TaskChoice, key
 from t5g2.data.ul2 import Denoiser, Example, Jobs, Philox, Sizes, Tokens, denoise
 from t5g2.errors import UserError
 
@@ -137,7 +137,15 @@ class RowStream:
         self.images = None if slot is None else ImageSlots(images_per_row, slot)
         self.cursor_length = 1 + 2 * len(mixture.sources)
         self._choose = TaskChoice(mixture.rates, seed)
-        self._order_seeds = [key("order", seed, source.name) for source in mixture.sources]
+        self._draws = [
+            Draws(
+                key("order", seed, source.name),
+                len(source.documents),
+                rows,
+                shuffled=not is_sequential(source.documents),
+            )
+            for source in mixture.sources
+        ]
         self._noise = Philox(key("noise", seed))
         self._smallest_piece = max(int((inputs_length + targets_length) * SMALLEST_PIECE), 2)
         denoisers = dict.fromkeys(
@@ -165,12 +173,7 @@ class RowStream:
 
     def document_number(self, source: int, row: int, draw: int) -> int:
         """Which document the `draw`-th of a source in a row is: each once per epoch."""
-        documents = self.mixture.sources[source].documents
-        size = len(documents)
-        epoch, index = divmod(draw * self.rows + row, size)
-        if is_sequential(documents):
-            return index
-        return epoch_order(self._order_seeds[source], epoch, size)(index)
+        return self._draws[source](row, draw)
 
     def next_row(self, row: int, cursor: Cursor) -> tuple[list[Piece], Cursor]:
         """Fills one row of the next batch.
@@ -240,11 +243,9 @@ class RowStream:
             key = (first + rows) * sources + source
             draw, start = flat[place], flat[place + 1]
             for i in current.used_up(key, draw, start).nonzero()[0].tolist():
-                row = first + int(rows[i])
-                drawn, start[i] = self._find_document(
-                    int(source[i]), row, int(draw[i]), int(start[i])
-                )
-                flat[place[i] : place[i] + 2] = drawn, start[i]
+                found_at = self._find_document(int(source[i]), first, int(rows[i]), places)
+                flat[place[i] : place[i] + 2] = found_at
+                start[i] = found_at[1]
             remaining = current.length[key] - start
             most, fair = fair_length(self._sizes, denoiser, self._denoisers[following], left)
             length = np.minimum(remaining, fair)
@@ -289,20 +290,23 @@ class RowStream:
         columns = [np.concatenate(column) for column in zip(*found, strict=True)]
         # Row by row; they were found example by example.
         order = np.argsort(columns[0], kind="stable")
-        cuts = Cuts(*(column[order] for column in columns), contents=[])
+        row, number, task, document, start, length, images, lengths = (
+            column[order] for column in columns
+        )
         pieces = [
             content if isinstance(content, ImageExample) else content[start : start + length]
             for content, start, length in zip(
                 (contents[i] for i in order.tolist()),
-                cuts.start.tolist(),
-                cuts.length.tolist(),
+                start.tolist(),
+                length.tolist(),
                 strict=True,
             )
         ]
         after = places.astype(cursors.dtype)
         if (after != places).any():
             raise OverflowError("a row's cursor has come to the end of its dtype")
-        return cuts._replace(contents=pieces), after
+        cuts = Cuts(row, number, task, document, start, length, images, lengths, pieces)
+        return cuts, after
 
     def write_examples(
         self,
@@ -350,22 +354,27 @@ class RowStream:
         assert examples is not None
         return examples.images(document)
 
-    def _find_document(self, source: int, row: int, draw: int, offset: int) -> tuple[int, int]:
+    def _find_document(
+        self, source: int, first: int, row: int, places: Int[np.ndarray, "rows cursor"]
+    ) -> tuple[int, int]:
         """Makes a row's document of a source the current one; steps past used-up ones.
 
         Args:
             source: number of the source.
-            row: number of the row.
-            draw: of the document.
-            offset: in it.
+            first: number of the first of the rows that are cut.
+            row: number of the row among these.
+            places: their cursors.
 
         Returns:
             The draw and the offset of the one that is the current one now.
         """
-        key = row * len(self.mixture.sources) + source
+        row_number, draws = first + row, places[:, 1 + 2 * source]
+        key = row_number * len(self.mixture.sources) + source
+        draw, offset = places[row, 1 + 2 * source : 3 + 2 * source].tolist()
         for _ in range(MOST_EMPTY_DOCUMENTS):
             if self._current.draw[key] != draw:
-                number = self.document_number(source, row, draw)
+                rows = range(first, first + len(places))
+                number = self._draws[source].among(rows, draws, row_number, draw)
                 content = self._read(source, number)
                 needs = (0, 0, 0)
                 if isinstance(content, ImageExample):

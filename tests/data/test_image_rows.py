@@ -64,6 +64,15 @@ def test_the_format_is_that_of_prefix_language_modelling():
             assert made.inputs.dtype == made.targets.dtype == np.int32
 
 
+def test_rows_are_written_over_whatever_stood_in_memory(stream):
+    batch, used = (empty_batch(ROWS, *ROOM, stream.images) for _ in range(2))
+    for array in used.values():
+        array.view(np.uint8)[:] = 0x5A
+    for made in (batch, used):
+        fill_rows(made, stream, 0, stream.start())
+    np.testing.assert_equal(used, batch)
+
+
 def test_examples_are_whole_and_their_images_stand_in_the_order_of_their_places(stream):
     pictures = stream.mixture.sources[0].documents
     cursors, seen, packed = stream.start(), Counter(), 0

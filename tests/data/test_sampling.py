@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5g2.data.sampling import Permutation, TaskChoice, key
+from t5g2.data.sampling import Draws, Permutation, TaskChoice, key
 
 UL2_RATES = np.array([1, 1, 1, 1, 4]) / 8
 
@@ -21,6 +21,23 @@ def test_permute_stays_in_range_and_keeps_elements_apart(size, seed, data):
     images = [Permutation(size, seed)(i) for i in indices]
     assert all(0 <= image < size for image in images)
     assert len(set(images)) == len(images)
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize("size", [1, 7, 675, 2**33 + 5])
+def test_rows_side_by_side_draw_what_each_draws_alone(size, shuffled):
+    draws, alone = (Draws(3, size, 64, shuffled) for _ in range(2))
+    random = np.random.default_rng(0)
+    for rows in (range(40), range(5, 6), range(30, 64)):
+        places = random.integers(0, 2**31 - 10_000, 1) + random.integers(0, 40, len(rows))
+        for _ in range(300):
+            row = int(random.integers(len(rows)))
+            found = [
+                draws.among(rows, places, rows[row], int(places[row]) + passed) for passed in (0, 1)
+            ]
+            assert found == [alone(rows[row], int(places[row]) + passed) for passed in (0, 1)]
+            # Row 0 is far ahead of the others in the end.
+            places[row] += 1 + 9 * (row == 0)
 
 
 def test_every_epoch_has_its_own_order():
