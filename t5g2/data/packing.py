@@ -327,16 +327,12 @@ class RowStream:
         """
         is_whole = self._denoisers[cuts.task] == WHOLE
         split = (~is_whole).nonzero()[0]
+        rows, numbers = (first + cuts.row[split]).tolist(), cuts.number[split].tolist()
         jobs = Jobs(
             self._distinct,
             self._denoisers[cuts.task[split]],
-            [cast(Tokens, cuts.contents[i]) for i in split.tolist()],
-            [
-                self._noise(first + row, number)
-                for row, number in zip(
-                    cuts.row[split].tolist(), cuts.number[split].tolist(), strict=True
-                )
-            ],
+            cast(list[Tokens], [cuts.contents[i] for i in split.tolist()]),
+            lambda job, count: self._noise.bits((rows[job], numbers[job]), count),
             cuts.lengths[split],
         )
         denoise(jobs, begins[split], self.mixture.special, inputs, targets)

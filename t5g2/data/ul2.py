@@ -61,9 +61,10 @@ class Philox:
 
     def __call__(self, *counter: int) -> Bits:
         """The bits at `counter`."""
-        return functools.partial(self._bits, counter)
+        return functools.partial(self.bits, counter)
 
-    def _bits(self, counter: tuple[int, ...], count: int) -> UInt64[np.ndarray, " count"]:
+    def bits(self, counter: tuple[int, ...], count: int) -> UInt64[np.ndarray, " count"]:
+        """The first so many of the bits at `counter`."""
         with self._lock:
             # Setting the state costs a fifth of making a generator.
             self._state["state"]["counter"] = [0, *counter, 0, 0, 0][:4]
@@ -158,7 +159,7 @@ class Denoiser:
         """
         lengths = np.array([self.lengths(len(tokens), special)])
         example = Example(*(np.empty(length, np.int32) for length in lengths[0]))
-        jobs = Jobs([self], np.zeros(1, int), [tokens], [bits], lengths)
+        jobs = Jobs([self], np.zeros(1, int), [tokens], lambda _, count: bits(count), lengths)
         denoise(jobs, np.zeros_like(lengths), special, *example)
         return example
 
@@ -170,14 +171,14 @@ class Jobs(NamedTuple):
         denoisers: what may be done with them.
         denoiser: number among these of what is to be done with each.
         tokens: each piece, at least one token.
-        bits: random bits of each example.
+        bits: gives, of the example of this number, the first so many random 64-bit integers.
         lengths: of their inputs and targets, as the denoisers announce them.
     """
 
     denoisers: Sequence[Denoiser]
     denoiser: Int[np.ndarray, " jobs"]
     tokens: Sequence[Tokens]
-    bits: Sequence[Bits]
+    bits: Callable[[int, int], UInt64[np.ndarray, " n"]]
     lengths: Int[np.ndarray, "jobs 2"]
 
 
@@ -228,8 +229,9 @@ def denoise(
         # ones, outer gaps among them, so that either end of a piece may be hidden.
         ways = np.stack([hidden - 1, length - hidden + 1], 1)[cut].reshape(-1)
         wanted = np.stack([spans - 1, spans], 1)[cut].reshape(-1)
-        keys = [
-            _keys(jobs.bits[i], size) for i, size in zip(cut, length[cut].tolist(), strict=True)
+        keys = [  # a random one for each token
+            jobs.bits(i, (size + 1) // 2).view(np.uint32)[:size]
+            for i, size in zip(cut.tolist(), length[cut].tolist(), strict=True)
         ]
         chosen = _subsets(np.concatenate(keys), ways, wanted)
         is_gap = np.repeat(np.arange(len(wanted)) % 2 == 1, wanted)
@@ -337,11 +339,6 @@ def _counts(sizes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
     """0, 1, ... of each size, one after the other."""
     ends = np.cumsum(sizes)
     return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
-
-
-def _keys(bits: Bits, length: int) -> UInt32[np.ndarray, " length"]:
-    """A random key for each token of a piece."""
-    return bits((length + 1) // 2).view(np.uint32)[:length]
 
 
 def _subsets(

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cache_parts import make_cache, opened, small_parts
 from reconstruction import SPECIAL, numbered_documents
 
 from t5g2.data.loader import RowBatches
-from t5g2.data.mixture import Mixture, Source
+from t5g2.data.mixture import Mixture, Source, TokenSource
 from t5g2.data.packing import RowStream
+
+MOST_GROWN = 2_000_000  # 50 bytes kept of every row of 10,000 steps are as much
 
 
 class Read:
@@ -35,6 +38,19 @@ def resident() -> int:
     return sum(int(size[1]) - int(size[2]) for size in sizes) * os.sysconf("SC_PAGE_SIZE")
 
 
+def grown(documents: list[TokenSource], steps: int, workers: int = 0) -> int:
+    """Bytes by which memory grows in so many steps, after a quarter of them."""
+    sources = tuple(Source(name=str(i), documents=found) for i, found in enumerate(documents))
+    stream = RowStream(Mixture(sources=sources, special=SPECIAL), 4, 256, 256, 0)
+    with closing(RowBatches(stream, stream.start(), 0, 4, workers).prefetched()) as batches:
+        for _ in range(steps // 4):
+            next(batches)
+        early = resident()
+        for _ in range(steps):
+            next(batches)
+        return resident() - early
+
+
 @pytest.mark.parametrize(
     ("steps", "workers"),
     [
@@ -44,13 +60,10 @@ def resident() -> int:
     ],
 )
 def test_memory_is_flat(steps, workers):
-    sources = tuple(Source(name=name, documents=Read()) for name in "abc")
-    stream = RowStream(Mixture(sources=sources, special=SPECIAL), 4, 256, 256, 0)
-    with closing(RowBatches(stream, stream.start(), 0, 4, workers).prefetched()) as batches:
-        for _ in range(steps // 4):
-            next(batches)
-        early = resident()
-        for _ in range(steps):
-            next(batches)
-        grown = resident() - early
-    assert grown < 2_000_000, "100 bytes kept of every row would be as much"
+    assert grown([Read() for _ in "abc"], steps, workers) < MOST_GROWN
+
+
+def test_memory_is_flat_over_a_cache(tmp_path, tiny_tokenizer):
+    make_cache(tmp_path / "cache", tiny_tokenizer.path, small_parts()[:2])
+    documents = [opened(tmp_path / "cache", "train", name) for name in ("prose", "code")]
+    assert grown(documents, 10_000) < MOST_GROWN

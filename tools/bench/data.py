@@ -3,15 +3,18 @@
     python tools/bench/data.py
     python tools/bench/data.py --peer t5 plain  # the former wants `pip install t5`
     python tools/bench/data.py --lengths 512 --workers 1 2 --peer --json data.json
+    python tools/bench/data.py --lengths 2048 --peer --rounds 0 --memory 10000
 
-The documents are those of Python's standard library (or of --corpus), words and signs as tokens,
-in memory as a cache's are. Each round times every way of making rows of T5Gemma 2's mixture in
-turn. Tokens are real ones, of both sides; padding does not count. "one core" is bound to it, the
-same one for all; ours is a single thread. A seqio pipeline is started anew each time, once with all
-cores and once with one; T5's takes up to 16 GB at 16,384. Speed by the second of CPU time is given,
-too, which other load on the machine matters less to. Documents are shorter than long rows: with
---join they are laid end to end until they are three rows long; with --cut N they are cut into short
-ones of at most N tokens.
+The documents are those of Python's standard library (or of --corpus), words and signs as tokens.
+Each round times every way of making rows of T5Gemma 2's mixture in turn. Tokens are real ones, of
+both sides; padding does not count. "one core" is bound to it, the same one for all; ours is a
+single thread. It reads documents held in memory, as all others do, and "cache" the same documents
+from the shards of a t5g2 cache in a temporary directory; it is the others that this favours. A
+seqio pipeline is started anew each time, once with all cores and once with one; T5's takes up to 16
+GB at 16,384. Speed by the second of CPU time is given, too, which other load on the machine matters
+less to. Documents are shorter than long rows: with --join they are laid end to end until they are
+three rows long; with --cut N they are cut into short ones of at most N tokens. --memory looks at
+what a loader that reads the cache holds, ten times in so many steps of eight rows.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -30,13 +34,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cached import cached
 from rows import SPECIAL, Documents, joined, stream_of, tokens_of
 
+from t5g2.data.cache import CachedDocuments
 from t5g2.data.loader import RowBatches
+from t5g2.data.mixture import TokenSource
 from t5g2.data.sources.config import CorpusConfig
 from t5g2.data.sources.opening import open_mixture
 
 WARM_BATCHES = 8
+MEMORY_ROWS = 8
 
 
 def read_documents(path: str | None) -> Documents:
@@ -166,7 +174,24 @@ def filling(documents: Documents, length: int, examples: int) -> dict[str, Any]:
     }
 
 
-def speeds(documents: Documents, length: int, args: argparse.Namespace) -> dict[str, Any]:
+def memory(documents: TokenSource, length: int, steps: int, workers: int) -> list[int]:
+    """Bytes that a loader and its processes hold, ten times while they make so many batches."""
+    stream = stream_of(documents, length, MEMORY_ROWS)
+    dataset = RowBatches(stream, stream.start(), 0, MEMORY_ROWS, workers)
+    found = []
+    with closing(dataset.prefetched()) as batches:
+        for _ in range(10):
+            for _ in range(steps // 10):
+                next(batches)
+            pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            pages = [Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in pids]
+            found.append(sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE"))
+    return found
+
+
+def speeds(
+    documents: Documents, cache: CachedDocuments, length: int, args: argparse.Namespace
+) -> dict[str, Any]:
     """Every way of making rows, in turn, round by round."""
     rows = max(args.batch_tokens // (2 * length), 2)
     every = os.sched_getaffinity(0)
@@ -179,7 +204,7 @@ def speeds(documents: Documents, length: int, args: argparse.Namespace) -> dict[
         finally:
             os.sched_setaffinity(0, every)
 
-    def ours(workers: int | None) -> dict[str, float]:
+    def ours(documents: TokenSource, workers: int | None) -> dict[str, float]:
         stream = stream_of(documents, length, rows)
         dataset = RowBatches(stream, stream.start(), 0, rows, workers or 0)
         with closing(iter(dataset) if workers is None else dataset.prefetched()) as steps:
@@ -187,8 +212,9 @@ def speeds(documents: Documents, length: int, args: argparse.Namespace) -> dict[
             return measure(tokens, args.seconds, 2 * rows * length)
 
     ways: dict[str, Callable[[], dict[str, float]]] = {
-        "t5g2, one core": lambda: bound(lambda: ours(None)),
-        **{f"t5g2, workers = {n}": functools.partial(ours, n) for n in args.workers},
+        "t5g2, one core": lambda: bound(lambda: ours(documents, None)),
+        "t5g2, one core, cache": lambda: bound(lambda: ours(cache, None)),
+        **{f"t5g2, workers = {n}": functools.partial(ours, documents, n) for n in args.workers},
         "copy": lambda: measure(
             copies(documents, args.batch_tokens), args.seconds / 3, args.batch_tokens
         ),
@@ -243,6 +269,7 @@ def main() -> None:
         default=["plain"],
         help="seqio pipelines to compare with, with the `t5` library or without; none: no name",
     )
+    parser.add_argument("--memory", type=int, default=0, metavar="STEPS", help="see above")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each way in each round")
     parser.add_argument("--batch_tokens", type=int, default=262_144, help="places in a batch")
@@ -266,10 +293,17 @@ def main() -> None:
         full = filling(documents, length, args.examples)
         for name, value in full.items():
             print(f"  {name.replace('_', ' '):42} {value:,.4g}")
-        found = speeds(documents, length, args) if args.rounds else {}
-        if found:
-            print_speeds(found)
-        report[length] = {"filling": full, "speed": found}
+        held = {}
+        with tempfile.TemporaryDirectory() as directory:
+            cache = cached(documents, Path(directory))
+            found = speeds(documents, cache, length, args) if args.rounds else {}
+            if found:
+                print_speeds(found)
+            for workers in (0, *args.workers) if args.memory else ():
+                held[workers] = memory(cache, length, args.memory, workers)
+                cells = " ".join(f"{size / 1e6:.1f}" for size in held[workers])
+                print(f"  resident, workers = {workers}, {args.memory:,} steps: {cells} MB")
+        report[length] = {"filling": full, "speed": found, "memory": held}
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1, default=float))
 

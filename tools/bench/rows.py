@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from t5g2.data.mixture import Mixture, Source
+from t5g2.data.mixture import Mixture, Source, TokenSource
 from t5g2.data.packing import RowStream
 from t5g2.data.ul2 import SpecialTokens
 
@@ -34,7 +34,7 @@ def joined(documents: Documents, length: int) -> Documents:
     return made
 
 
-def stream_of(documents: Documents, length: int, rows: int) -> RowStream:
+def stream_of(documents: TokenSource, length: int, rows: int) -> RowStream:
     """Rows of the mixture."""
     mixture = Mixture(sources=(Source(name="text", documents=documents),), special=SPECIAL)
     return RowStream(mixture, rows, length, length, seed=0)
