@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from isal.isal_zlib import crc32
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from t5g2.data.packing import Cuts, ImageSlots, RowStream
 from t5g2.data.ul2 import counting, spread
@@ -124,21 +124,29 @@ def write_rows(batch: Batch, stream: RowStream, first: int, cuts: Cuts) -> None:
     shifted[ends[ends < total]] = 0
     shifted[at] = stream.mixture.special.bos_id
     examples = np.stack([cuts.task, cuts.document, cuts.start, cuts.length], 1)
-    for row, (stop, count) in enumerate(zip(last.tolist(), counts.tolist(), strict=True)):
-        digest = crc32(examples[stop - count : stop])
-        for name in ("encoder_input_tokens", "decoder_target_tokens"):
-            digest = crc32(batch[name][row], digest)
-        batch["row_digest"][row] = digest
-        if stream.images is not None:
-            _fill_images(batch, row, stream, cuts, range(stop - count, stop))
+    tokens = [batch[name] for name in ("encoder_input_tokens", "decoder_target_tokens")]
+    begins_of_rows = (last - counts).tolist()
+    digests = [
+        crc32(row_targets, crc32(row_inputs, crc32(examples[begin:stop])))
+        for begin, stop, row_inputs, row_targets in zip(
+            begins_of_rows, last.tolist(), *tokens, strict=True
+        )
+    ]
+    if stream.images is not None:
+        for row, (begin, stop) in enumerate(zip(begins_of_rows, last.tolist(), strict=True)):
+            slots = batch[stream.images.slot.name][row]
+            digests[row] = _fill_images(slots, stream, cuts, range(begin, stop), digests[row])
+    batch["row_digest"][:] = digests
 
 
 def _fill_images(
-    batch: Batch, row: int, stream: RowStream, cuts: Cuts, pieces: Sequence[int]
-) -> None:
-    """Writes the images of a row's examples, and has its checksum speak of them too."""
-    assert stream.images is not None
-    slots = batch[stream.images.slot.name][row]
+    slots: Shaped[np.ndarray, "images ..."],
+    stream: RowStream,
+    cuts: Cuts,
+    pieces: Sequence[int],
+    digest: int,
+) -> int:
+    """Writes the images of a row's examples; gives the row's checksum, of them too."""
     filled = 0
     for piece in pieces:
         if images := int(cuts.images[piece]):
@@ -147,5 +155,4 @@ def _fill_images(
             )
             filled += images
     slots[filled:] = 0
-    digest = batch["row_digest"][row].item()
-    batch["row_digest"][row] = crc32(slots[:filled].view(np.uint8), digest)
+    return crc32(slots[:filled].view(np.uint8), digest)

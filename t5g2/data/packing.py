@@ -252,7 +252,7 @@ class RowStream:
             lengths = self._sizes.lengths(denoiser, length)
             # In very unequal room even the longest piece is small: a row is never left empty.
             fits = most >= np.minimum(remaining, self._smallest_piece) if found else most > 0
-            images = np.zeros_like(rows)
+            images = np.zeros(len(rows), np.int64)
             if self._has_whole:
                 whole = denoiser == WHOLE
                 needs = current.needs[key]
@@ -480,13 +480,13 @@ def fair_length(
     Returns:
         The longest pieces that fit, and the lengths that leave the following examples their share.
     """
-    both = np.stack([own, following])
+    both = np.array([own, following])
     longest = sizes.longest(both, room)
     shares = sizes.lengths(both, longest) / np.maximum(room, 1)
     (a, b), (c, d) = shares.transpose(0, 2, 1)
     determinant = a * d - b * c
     most = longest[0]
-    is_shared = (longest > 0).all(0) & (np.abs(determinant) >= 1e-6)
+    is_shared = (np.minimum(most, longest[1]) > 0) & (np.abs(determinant) >= 1e-6)
     determinant[~is_shared] = 1
     p, q = (d - c) / determinant, (a - b) / determinant
     is_shared &= (np.minimum(p, q) >= SMALLEST_SHARE) & (np.maximum(p, q) < 1)
