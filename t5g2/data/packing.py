@@ -327,12 +327,12 @@ class RowStream:
         """
         is_whole = self._denoisers[cuts.task] == WHOLE
         split = (~is_whole).nonzero()[0]
-        rows, numbers = (first + cuts.row[split]).tolist(), cuts.number[split].tolist()
+        counters = np.stack([first + cuts.row[split], cuts.number[split]], 1)
         jobs = Jobs(
             self._distinct,
             self._denoisers[cuts.task[split]],
             cast(list[Tokens], [cuts.contents[i] for i in split.tolist()]),
-            lambda job, count: self._noise.bits((rows[job], numbers[job]), count),
+            lambda jobs, counts: self._noise.bits(counters[jobs].tolist(), counts),
             cuts.lengths[split],
         )
         denoise(jobs, begins[split], self.mixture.special, inputs, targets)

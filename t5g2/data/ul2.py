@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -61,15 +61,20 @@ class Philox:
 
     def __call__(self, *counter: int) -> Bits:
         """The bits at `counter`."""
-        return functools.partial(self.bits, counter)
+        return lambda count: self.bits([counter], [count])[0]
 
-    def bits(self, counter: tuple[int, ...], count: int) -> UInt64[np.ndarray, " count"]:
-        """The first so many of the bits at `counter`."""
+    def bits(
+        self, counters: Iterable[tuple[int, ...]], counts: Iterable[int]
+    ) -> list[UInt64[np.ndarray, " n"]]:
+        """The first so many of the bits at each of some counters."""
+        found = []
         with self._lock:
-            # Setting the state costs a fifth of making a generator.
-            self._state["state"]["counter"] = [0, *counter, 0, 0, 0][:4]
-            self._generator.state = self._state
-            return cast(Any, self._generator.random_raw(count))
+            for counter, count in zip(counters, counts, strict=True):
+                # Setting the state costs a fifth of making a generator.
+                self._state["state"]["counter"] = [0, *counter, *[0] * (3 - len(counter))]
+                self._generator.state = self._state
+                found.append(cast(Any, self._generator.random_raw(count)))
+        return found
 
 
 def philox(seed: int, *counter: int) -> Bits:
@@ -159,7 +164,7 @@ class Denoiser:
         """
         lengths = np.array([self.lengths(len(tokens), special)])
         example = Example(*(np.empty(length, np.int32) for length in lengths[0]))
-        jobs = Jobs([self], np.zeros(1, int), [tokens], lambda _, count: bits(count), lengths)
+        jobs = Jobs([self], np.zeros(1, int), [tokens], lambda _, counts: [bits(*counts)], lengths)
         denoise(jobs, np.zeros_like(lengths), special, *example)
         return example
 
@@ -171,14 +176,14 @@ class Jobs(NamedTuple):
         denoisers: what may be done with them.
         denoiser: number among these of what is to be done with each.
         tokens: each piece, at least one token.
-        bits: gives, of the example of this number, the first so many random 64-bit integers.
+        bits: gives, of the examples of these numbers, the first so many random 64-bit integers.
         lengths: of their inputs and targets, as the denoisers announce them.
     """
 
     denoisers: Sequence[Denoiser]
     denoiser: Int[np.ndarray, " jobs"]
     tokens: Sequence[Tokens]
-    bits: Callable[[int, int], UInt64[np.ndarray, " n"]]
+    bits: Callable[[list[int], list[int]], list[UInt64[np.ndarray, " n"]]]
     lengths: Int[np.ndarray, "jobs 2"]
 
 
@@ -229,9 +234,10 @@ def denoise(
         # ones, outer gaps among them, so that either end of a piece may be hidden.
         ways = np.stack([hidden - 1, length - hidden + 1], 1)[cut].reshape(-1)
         wanted = np.stack([spans - 1, spans], 1)[cut].reshape(-1)
+        sizes = length[cut]
+        bits = jobs.bits(cut.tolist(), ((sizes + 1) // 2).tolist())
         keys = [  # a random one for each token
-            jobs.bits(i, (size + 1) // 2).view(np.uint32)[:size]
-            for i, size in zip(cut.tolist(), length[cut].tolist(), strict=True)
+            found.view(np.uint32)[:size] for found, size in zip(bits, sizes.tolist(), strict=True)
         ]
         chosen = _subsets(np.concatenate(keys), ways, wanted)
         is_gap = np.repeat(np.arange(len(wanted)) % 2 == 1, wanted)
