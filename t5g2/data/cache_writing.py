@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from t5g2.data.cache_format import (
     token_dtype,
     tokenizer_facts,
 )
-from t5g2.data.sources.documents import Documents, SequentialDocuments, encode
+from t5g2.data.sources.documents import Documents, Numbered, SequentialDocuments, encode
 from t5g2.data.sources.records import BadRecords
 from t5g2.data.tokenizer import Tokenizer
 from t5g2.errors import UserError
@@ -83,7 +83,7 @@ class Part:
 
     split: str
     source: str
-    texts: Sequence[Any]
+    texts: Numbered[Any]
 
     def written(self, documents: range, tokenizer: Tokenizer, bad: BadRecords) -> Iterator[Written]:
         """Some documents as shards hold them.

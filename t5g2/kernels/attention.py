@@ -49,6 +49,9 @@ class Window(NamedTuple):
     right: int | None
 
 
+EVERYWHERE = Window(None, None)
+
+
 def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None) -> Backend:
     """What `attention` attends with in a program for some devices.
 
@@ -200,8 +203,7 @@ def reference_attention(
     seen = visibility(query_segment_ids, query_positions, keys, window)
     key, value = keys.key, keys.value
     if memory is not None:
-        everywhere = Window(None, None)
-        crossed = visibility(query_segment_ids, query_positions, memory, everywhere)
+        crossed = visibility(query_segment_ids, query_positions, memory, EVERYWHERE)
         seen = jnp.concatenate([seen, crossed], axis=-1)
         key = jnp.concatenate([key, memory.key], axis=1)
         value = jnp.concatenate([value, memory.value], axis=1)

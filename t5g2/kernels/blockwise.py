@@ -13,11 +13,18 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from t5g2.kernels.attention import QUERY_BLOCK, RESULTS, KeyValues, Window, sees_all, visibility
+from t5g2.kernels.attention import (
+    EVERYWHERE,
+    QUERY_BLOCK,
+    RESULTS,
+    KeyValues,
+    Window,
+    sees_all,
+    visibility,
+)
 
 # Queries worked on at a time are at least so many where a window is.
 _SMALLEST_BLOCK = 128
-_EVERYWHERE = Window(None, None)
 
 # Of each side's keys and values.
 _Gradients = tuple[tuple[Float[Array, "B S K N"], Float[Array, "B S K N"]], ...]
@@ -162,7 +169,7 @@ def _logits(
 ) -> list[Float[Array, "B K G T S"]]:
     """Of each side; minus infinity where a query does not see a key."""
     made = []
-    for side, window in zip(sides, (static.window, _EVERYWHERE), strict=False):
+    for side, window in zip(sides, (static.window, EVERYWHERE), strict=False):
         seen = visibility(queries.segment_ids, queries.positions, side, window)
         logits = _product("bkgtn,bskn->bkgts", grouped, side.key) * static.scale
         made.append(jnp.where(seen[:, None, None], logits, -jnp.inf))

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-from t5g2.kernels.attention import RESULTS, KeyValues, Window
+from t5g2.kernels.attention import EVERYWHERE, RESULTS, KeyValues, Window
 from t5g2.kernels.meetings import bounds, meetings, reaches
 from t5g2.kernels.on_mesh import current_mesh
 
@@ -25,7 +25,6 @@ from t5g2.kernels.on_mesh import current_mesh
 _FILL = 128
 # Below this many columns Triton's products have no tiles.
 _NARROWEST = 16
-_EVERYWHERE = Window(None, None)
 
 
 class _Side(NamedTuple):
@@ -69,7 +68,7 @@ class _Static:
 
     def window_of(self, side: int) -> Window:
         """The reach into the queries' own side, which is the first, or into the other."""
-        return self.window if side == 0 else _EVERYWHERE
+        return self.window if side == 0 else EVERYWHERE
 
 
 def triton_attention(
@@ -218,7 +217,7 @@ def _logits(
     """
     mine, theirs = segment_ids
     visible = mine[:, None] == theirs[None, :]
-    if window != _EVERYWHERE:
+    if window != EVERYWHERE:
         rows = firsts[0] + jnp.arange(query.shape[0])
         columns = firsts[1] + jnp.arange(key.shape[0])
         ahead = columns[None, :] - rows[:, None]

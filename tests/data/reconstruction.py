@@ -65,7 +65,7 @@ class NotSendableError(Exception):
         self.lock = threading.Lock()
 
 
-class Faulty(Sequence[np.ndarray]):
+class Faulty:
     """A source that cannot be read, in a module that other processes import fast."""
 
     def __init__(self, kind: type[Exception]) -> None:
@@ -74,5 +74,5 @@ class Faulty(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return 3
 
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> np.ndarray:
         raise self.kind(f"document 0 of {len(self)}")

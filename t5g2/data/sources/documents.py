@@ -5,9 +5,9 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -26,7 +26,20 @@ KEPT_BYTES = 128 << 20
 LONGEST_ENCODED = 1 << 20
 
 
-class Documents(Sequence[str]):
+Item = TypeVar("Item", covariant=True)
+
+
+class Numbered(Protocol[Item]):
+    """What is read by number, or all of it in order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Item: ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+
+class Documents:
     """The documents of one split of records that can be read in any order.
 
     Attributes:
@@ -64,7 +77,7 @@ class Documents(Sequence[str]):
     def __len__(self) -> int:
         return len(self.numbers) if self.split_bytes is None else self._ends[-1]
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         if self.split_bytes is None:
             return self._text(index)
@@ -101,7 +114,7 @@ class Documents(Sequence[str]):
         return text_or_nothing(lambda: self.records.text(number), self.source, number, self.bad)
 
 
-class SequentialDocuments(Sequence[str]):
+class SequentialDocuments:
     """The documents of one split of records that come in their own order only.
 
     They can be asked for by number, as rows do whose numbers grow at nearly the same pace: what was
@@ -145,7 +158,7 @@ class SequentialDocuments(Sequence[str]):
         """Tells how many documents there are, as found before, to spare reading them all."""
         self._count = count
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         able = [window for window in self._windows if window.first <= index]
         window = max(able, key=lambda window: window.next) if able else self._windows[0]
@@ -254,7 +267,7 @@ class TokenizedTexts:
         sequential: whether they can only be read in their own order at a good speed.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    def __init__(self, texts: Numbered[str], tokenizer: Tokenizer) -> None:
         self.texts = texts
         self.tokenizer = tokenizer
         self.sequential: bool = getattr(texts, "sequential", False)
