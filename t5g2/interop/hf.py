@@ -1,5 +1,6 @@
 """Export to, and load from, a Hugging Face directory of T5Gemma 2."""
 
+import concurrent.futures
 import functools
 import json
 import logging
@@ -30,6 +31,7 @@ from t5g2.models.t5gemma2 import abstract_model, parameter_tree
 
 MAX_SHARD_BYTES = 5_000_000_000
 _LISTED = 20
+_THREADS = 2  # that read and transpose layers; each has one in memory
 _READABLE = ("float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
@@ -298,7 +300,11 @@ def _from_disk(
     dtype: np.dtype[Any],
 ) -> Float[np.ndarray, "..."]:
     array = np.empty(shape, dtype)
-    for layer, tensor in tensors.items():
-        target = array if layer is None else array[layer]
-        target[...] = name.from_disk(tensor.read(), target.shape)
+
+    def fill(layer: int | None) -> None:
+        name.from_disk(tensors[layer].read(), array if layer is None else array[layer])
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        for _ in threads.map(fill, tensors):
+            pass
     return array

@@ -11,9 +11,11 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from t5g2.models.config import ModelConfig
+
+_TILE = 128  # rows and columns transposed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +55,30 @@ class Name:
         """The tensor (of one layer) as it lies on disk."""
         if self.inputs is None:
             return array
+        stored = np.empty(self.disk_shape(array.shape), array.dtype)
         matrix = array.reshape(math.prod(array.shape[: self.inputs]), -1)
-        return matrix.T.reshape(self.disk_shape(array.shape))
+        _transpose(matrix, stored.reshape(matrix.shape[::-1]))
+        return stored
 
-    def from_disk(
-        self, tensor: Float[np.ndarray, "..."], shape: tuple[int, ...]
-    ) -> Float[np.ndarray, "..."]:
-        """The inverse of `to_disk`: the tensor (of one layer) with t5g2's `shape`."""
+    def from_disk(self, tensor: Float[np.ndarray, "..."], out: Float[np.ndarray, "..."]) -> None:
+        """The inverse of `to_disk`: fills `out`, in one piece, with the tensor (of one layer)."""
         if self.inputs is None:
-            return tensor
-        return tensor.reshape(math.prod(shape[self.inputs :]), -1).T.reshape(shape)
+            out[...] = tensor
+            return
+        matrix = out.reshape(math.prod(out.shape[: self.inputs]), -1, copy=False)
+        _transpose(tensor.reshape(matrix.shape[::-1]), matrix)
+
+
+def _transpose(matrix: Shaped[np.ndarray, "M N"], out: Shaped[np.ndarray, "N M"]) -> None:
+    """Fills `out` by tiles that the processor's cache holds: else every element is a line of it."""
+    if matrix.dtype == out.dtype and matrix.dtype.itemsize == 2:
+        # numpy copies numbers that are not its own, as bfloat16, one call each.
+        matrix, out = matrix.view(np.uint16), out.view(np.uint16)
+    rows, columns = matrix.shape
+    for row in range(0, rows, _TILE):
+        for column in range(0, columns, _TILE):
+            tile = matrix[row : row + _TILE, column : column + _TILE]
+            out[column : column + _TILE, row : row + _TILE] = tile.T
 
 
 # Of one layer: t5g2, disk, input axes. Encoder and decoder layers have the same ones.

@@ -3,15 +3,17 @@
     python tools/bench/around_step.py --scratch DIR
 
 Starting is timed in processes of their own, alternating with an empty Python process. Import and
-export are of a model of --size in bfloat16 (text alone), from the start of the process to its end,
-alternating with the disk: as many bytes written and synced, and read again. The page cache is not
-emptied: all readers profit alike.
+export are of a model of --size in bfloat16 (text alone), alternating with the disk: as many bytes
+written and synced, and read again. From the start of the process to its end, and without what the
+same job takes for a model of next to nothing. The page cache is not emptied: all readers profit
+alike.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from import_memory import write_tokenizer
 from random_hf_model import SIZES, write_random_model
+
+from t5g2.models.config import TINY
 
 _STARTS = {
     "python": ("-c", ""),
@@ -64,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model_rounds", type=int, default=3, help="of import and export")
-    parser.add_argument("--size", choices=tuple(SIZES), default="270m")
+    parser.add_argument("--size", choices=tuple(SIZES), default="1b")
     parser.add_argument("--scratch", type=Path, help="on the disk to compare with")
     args = parser.parse_args()
     starts: dict[str, list[float]] = {name: [] for name in _STARTS}
@@ -81,35 +85,39 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def models(scratch: Path, name: str, rounds: int) -> dict[str, list[float]]:
-    """Shares of the disk's speed that import and export reach, round by round.
+def models(scratch: Path, name: str, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of import and export, of the same for a tiny model and of the disk, round by round.
 
-    The model's bytes count, once read and once written; a checkpoint keeps their dtype, and has
-    fewer, as it is compressed.
+    The disk reads the model's bytes once and writes them once.
     """
-    config = dataclasses.replace(SIZES[name], vision=None)
-    size = 2 * write_random_model(config, scratch / "source")
+    size = 2 * write_random_model(dataclasses.replace(SIZES[name], vision=None), scratch / "source")
+    write_random_model(TINY, scratch / "tiny_source")
     tokenizer = write_tokenizer(scratch / "tokenizer.model")
-    shares: dict[str, list[float]] = {"import": [], "export": []}
+    found: dict[str, list[dict[str, float]]] = {"import": [], "export": []}
     for number in range(rounds):
-        made, out = scratch / f"checkpoint{number}", scratch / f"export{number}"
-        jobs = {
-            "import": (scratch / "source", "--out", made, "--tokenizer", tokenizer),
-            "export": ("--checkpoint", made, "--out", out),
-        }
-        for job, arguments in jobs.items():
+
+        def arguments(job: str, prefix: str, number: int = number) -> tuple[object, ...]:
+            made = scratch / f"{prefix}checkpoint{number}"
+            if job == "import":
+                return scratch / f"{prefix}source", "--out", made, "--tokenizer", tokenizer
+            return "--checkpoint", made, "--out", scratch / f"{prefix}export{number}"
+
+        for job, seconds in found.items():
             speeds = disk(scratch / "floor", size)
-            start = seconds_of("-m", "t5g2", job, "--help")
-            taken = seconds_of("-m", "t5g2", job, *arguments)
+            start = seconds_of("-m", "t5g2", job, *arguments(job, "tiny_"))
+            taken = seconds_of("-m", "t5g2", job, *arguments(job, ""))
             floor = size / speeds["read"] + size / speeds["write"]
-            shares[job].append(floor / taken)
+            seconds.append({"taken": taken, "start": start, "disk": floor})
             print(
                 f"{job}: {taken:.1f} s (start {start:.1f} s) for {size / 1e9:.2f} GB; the disk, "
                 f"{speeds['write'] / 1e6:,.0f} MB/s written, {speeds['read'] / 1e6:,.0f} read, "
-                f"would take {floor:.1f} s: {floor / taken:.0%}",
+                f"would take {floor:.1f} s: {floor / taken:.0%}, without the start "
+                f"{floor / (taken - start):.0%}",
                 flush=True,
             )
-    return shares
+        for made in scratch.glob(f"*{number}"):
+            shutil.rmtree(made)
+    return found
 
 
 if __name__ == "__main__":
