@@ -102,10 +102,12 @@ def arranged(config: MeshConfig, devices: Sequence[jax.Device]) -> np.ndarray:
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count:
         shape = ", ".join(f"{a}={getattr(config, a)}" for a in MESH_AXES)
-        raise UserError(
-            f"mesh ({shape}) does not fit {count} devices: make their product {count}, or one of "
-            "them -1 for the rest, as by --gin.mesh.data=-1"
+        fix = (
+            f"make the product of the others a divisor of {count}"
+            if -1 in sizes
+            else f"make their product {count}, or one of them -1 for the rest"
         )
+        raise UserError(f"mesh ({shape}) does not fit {count} devices: {fix}")
     by_slice = hasattr(devices[0], "slice_index")
     groups = {d.slice_index if by_slice else d.process_index for d in devices}
     slices = config.slices or (len(groups) if by_slice else 1)

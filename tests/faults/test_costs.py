@@ -3,6 +3,7 @@
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,14 +16,14 @@ from t5g2.training.state import TrainState
 def test_verifying_takes_less_than_a_tenth_of_a_runs_restore(tmp_path):
     rng = np.random.default_rng(0)
     params = {
-        f"layer{number}": jax.numpy.asarray(rng.standard_normal((2048, 2048), np.float32))
+        f"layer{number}": jnp.asarray(rng.standard_normal((2048, 2048), np.float32))
         for number in range(8)
     }
-    state = TrainState(jax.numpy.int32(1), params, (params,))
+    state = TrainState(jnp.int32(1), params, (params,))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     seconds: dict[str, list[tuple[float, float]]] = {"verifying": [], "restoring": []}
     with CheckpointStore(tmp_path, CheckpointConfig()) as store:
-        store.save(state, jax.numpy.zeros((1, 1), np.int32), {}, temporary=False)
+        store.save(state, jnp.zeros((1, 1), np.int32), {}, temporary=False)
         assert store.wait() == 1
         for _ in range(5):  # in turns: what else the machine does slows both
             moments = [clocks()]

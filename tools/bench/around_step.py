@@ -94,18 +94,18 @@ def models(scratch: Path, name: str, rounds: int) -> dict[str, list[dict[str, fl
     write_random_model(TINY, scratch / "tiny_source")
     tokenizer = write_tokenizer(scratch / "tokenizer.model")
     found: dict[str, list[dict[str, float]]] = {"import": [], "export": []}
+
+    def arguments(job: str, prefix: str, number: int) -> tuple[object, ...]:
+        made = scratch / f"{prefix}checkpoint{number}"
+        if job == "import":
+            return scratch / f"{prefix}source", "--out", made, "--tokenizer", tokenizer
+        return "--checkpoint", made, "--out", scratch / f"{prefix}export{number}"
+
     for number in range(rounds):
-
-        def arguments(job: str, prefix: str, number: int = number) -> tuple[object, ...]:
-            made = scratch / f"{prefix}checkpoint{number}"
-            if job == "import":
-                return scratch / f"{prefix}source", "--out", made, "--tokenizer", tokenizer
-            return "--checkpoint", made, "--out", scratch / f"{prefix}export{number}"
-
         for job, seconds in found.items():
             speeds = disk(scratch / "floor", size)
-            start = seconds_of("-m", "t5g2", job, *arguments(job, "tiny_"))
-            taken = seconds_of("-m", "t5g2", job, *arguments(job, ""))
+            start = seconds_of("-m", "t5g2", job, *arguments(job, "tiny_", number))
+            taken = seconds_of("-m", "t5g2", job, *arguments(job, "", number))
             floor = size / speeds["read"] + size / speeds["write"]
             seconds.append({"taken": taken, "start": start, "disk": floor})
             print(
