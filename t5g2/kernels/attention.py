@@ -65,7 +65,7 @@ def choose_backend(wanted: Backend | Literal["auto"], mesh: AbstractMesh | None)
     """
     if wanted != "auto" and wanted not in FUSED:
         return wanted
-    platform = jax.default_backend() if mesh is None else target_platform(mesh)
+    platform = target_platform(mesh)
     if mesh is not None and mesh.shape.get("context", 1) > 1:
         # The fused kernels know masks of whole rows alone.
         if wanted == "auto":

@@ -17,8 +17,10 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
-def target_platform(mesh: AbstractMesh) -> str:
-    """What a mesh's devices are: "tpu", "gpu" or "cpu"; not what jax itself runs on."""
+def target_platform(mesh: AbstractMesh | None) -> str:
+    """What a mesh's devices are: "tpu", "gpu" or "cpu"; None: what jax itself runs on."""
+    if mesh is None:
+        return jax.default_backend()
     device = mesh.abstract_device
     assert device is not None, "a mesh of devices knows their platform"
     return device.platform

@@ -1,6 +1,5 @@
 """Multiplying token states by a weight."""
 
-import functools
 import math
 
 import jax
@@ -9,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5g2.kernels.layout import LENGTH, current
+from t5g2.kernels.on_mesh import current_mesh, target_platform
 
 # What `jax.checkpoint`'s policies know the products of states and weights by.
 PRODUCTS = "product"
@@ -25,19 +25,17 @@ def project(x: Float[Array, "B T *inputs"], weight: Float[Array, "*axes"]) -> Ar
         [B, T, *outputs], in the dtype of `x`.
     """
     inputs = x.ndim - 2
-    direct = functools.partial(jnp.tensordot, axes=inputs)
-
-    def flattened(x: Array, weight: Array) -> Array:
-        width = math.prod(x.shape[2:])
-        out = _multiply(x.reshape(-1, width), weight.reshape(width, -1))
-        return out.reshape(*x.shape[:2], *weight.shape[inputs:])
-
-    if (layout := current()) is not None and layout.size(LENGTH) > 1:
-        # The flattened tokens of a device would not follow one another.
-        return checkpoint_name(direct(x, weight), PRODUCTS)
+    layout = current()
     # XLA's CPU back end multiplies matrices well, and contracts two axes at once, as the weight's
-    # gradient would, at half that speed.
-    out = jax.lax.platform_dependent(x, weight, cpu=flattened, default=direct)
+    # gradient would, at half that speed. Where the length is split, the flattened tokens of a
+    # device would not follow one another.
+    whole_rows = layout is None or layout.size(LENGTH) == 1
+    if whole_rows and target_platform(current_mesh()) == "cpu":
+        width = math.prod(x.shape[2:])
+        flat = _multiply(x.reshape(-1, width), weight.reshape(width, -1))
+        out = flat.reshape(*x.shape[:2], *weight.shape[inputs:])
+    else:
+        out = jnp.tensordot(x, weight, axes=inputs)
     return checkpoint_name(out, PRODUCTS)
 
 

@@ -1,5 +1,6 @@
 """One layer, and the stack of layers that encoder and decoder each are."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -126,10 +127,14 @@ class Stack(nnx.Module):
         config, (graph, state) = self.config, nnx.split(self.layers)
         period = config.global_every
 
+        @functools.partial(jax.jit, static_argnums=2, inline=True)
+        def layer(x: Array, layer_state: nnx.State, is_global: bool) -> Array:
+            # Jitted, so that layers alike are traced, differentiated and lowered once for all.
+            return apply(nnx.merge(graph, layer_state), is_global, x)
+
         def one(x: Array, states: nnx.State, i: int, is_global: bool) -> Array:
             # Sliced in here: slices would be kept for the backward pass, a copy of all weights.
-            layer_state = jax.tree.map(lambda p: p[i], states)
-            return apply(nnx.merge(graph, layer_state), is_global, x)
+            return layer(x, jax.tree.map(lambda p: p[i], states), is_global)
 
         if config.remat != "none":
             one = jax.checkpoint(one, policy=_KEPT[config.remat], static_argnums=(2, 3))

@@ -83,7 +83,7 @@ class Meter:
         """
         self._tasks = tasks
         self._room = room
-        self._learning_rate = learning_rate
+        self._learning_rate = jax.jit(learning_rate)
         self._totals = totals
         self._watch = watch
         self._on_device: list[StepMetrics] = []
