@@ -17,6 +17,8 @@ from t5g2.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# On programs as small as these, LLVM's optimizations take longer than they save.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def _standard_library(max_bytes: int, skip: int = 0) -> list[str]:
