@@ -24,7 +24,7 @@ from t5g2.data.cache_writing import Part
 
 class Slow(list):
     def __getitem__(self, index):
-        time.sleep(0.003)
+        time.sleep(float(sys.argv[3]))
         return super().__getitem__(index)
 
 if __name__ == "__main__":
@@ -35,14 +35,17 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def start(tmp_path, tiny_tokenizer):
-    """Starts writing the cache `tmp_path / "cache"`, slowly, in a group of processes of its own."""
+    """Starts writing the cache `tmp_path / "cache"`, slowly, in a group of processes of its own.
+
+    Its 770 documents take their reader so many seconds each.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     started: list[subprocess.Popen] = []
 
-    def begin() -> subprocess.Popen:
+    def begin(seconds: float = 0.003) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "cache"), str(tiny_tokenizer.path)],
+            [sys.executable, script, tmp_path / "cache", tiny_tokenizer.path, str(seconds)],
             env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
             stderr=subprocess.PIPE,
             text=True,
@@ -99,7 +102,7 @@ def test_a_cache_killed_at_any_moment_goes_on_to_the_same_bytes(start, tmp_path,
 
 
 def test_workers_end_when_their_parent_is_killed(start, tmp_path):
-    process = start()
+    process = start(seconds=0.02)  # a busy machine may look, and kill, a second late
     wait_for(lambda: len(list((tmp_path / "cache").glob(".partial/*.tmp"))) == 2)
     process.kill()
     process.wait()
@@ -107,7 +110,7 @@ def test_workers_end_when_their_parent_is_killed(start, tmp_path):
 
 
 def test_ctrl_c_ends_all_processes_and_leaves_no_half_a_shard(start, tmp_path):
-    process = start()
+    process = start(seconds=0.02)  # a busy machine may look, and kill, a second late
     wait_for(lambda: len(list((tmp_path / "cache").glob(".partial/*.tmp"))) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     stderr = process.communicate(timeout=10)[1]
