@@ -6,6 +6,7 @@ the thread ends at a disk that is full, and then the queue fills and holds the r
 
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,7 @@ class ScalarsFile:
             purge_step: TensorBoard hides what other files have of this step and later; None:
                 nothing.
         """
+        _import_tensorboardx()
         directory.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
@@ -59,6 +61,18 @@ class ScalarsFile:
 
         event = Event(wall_time=time.time() if wall_time is None else wall_time, **fields)
         self._file.append(_framed(event))
+
+
+def _import_tensorboardx() -> None:
+    """Imports it without torch: where that is installed, it would be imported too, for 2 s."""
+    blocked = "torch" not in sys.modules
+    if blocked:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tensorboardX  # noqa: F401
+    finally:
+        if blocked:
+            del sys.modules["torch"]
 
 
 def _framed(event: "Event") -> bytes:

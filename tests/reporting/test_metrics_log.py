@@ -251,3 +251,18 @@ def test_the_reporting_room_imports_neither_jax_nor_what_draws(tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
     assert output.strip() == "set()"
+
+
+def test_a_log_imports_no_torch_and_leaves_it_to_others(tmp_path: Path):
+    pytest.importorskip("torch")
+    program = (
+        "import pathlib, sys; from t5g2.reporting.metrics_log import MetricsLog; "
+        "log = MetricsLog(pathlib.Path(sys.argv[1])); log.start(0); log.close(); "
+        "before = 'torch' in sys.modules; import torch; print(before, torch.ones(2).sum().item())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.check_output(
+        [sys.executable, "-c", program, tmp_path], text=True, env=environment
+    )
+    assert output.split() == ["False", "2.0"]
+    assert list(tmp_path.glob("tensorboard/events*"))
