@@ -17,17 +17,19 @@ from t5g2.errors import UserError
 
 HERE = Path(__file__).parent
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from cache_parts import make_cache, small_parts
 from t5g2.data.cache_writing import Part
 
 class Slow(list):
     def __getitem__(self, index):
-        time.sleep(float(sys.argv[3]))
+        time.sleep(0.003)
         return super().__getitem__(index)
 
 if __name__ == "__main__":
+    # Tests started in the background of a shell inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parts = [Part(split=p.split, source=p.source, texts=Slow(p.texts)) for p in small_parts()]
     make_cache(Path(sys.argv[1]), Path(sys.argv[2]), parts, workers=2)
 """
@@ -35,17 +37,14 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def start(tmp_path, tiny_tokenizer):
-    """Starts writing the cache `tmp_path / "cache"`, slowly, in a group of processes of its own.
-
-    Its 770 documents take their reader so many seconds each.
-    """
+    """Starts writing the cache `tmp_path / "cache"`, slowly, in a group of processes of its own."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     started: list[subprocess.Popen] = []
 
-    def begin(seconds: float = 0.003) -> subprocess.Popen:
+    def begin() -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, script, tmp_path / "cache", tiny_tokenizer.path, str(seconds)],
+            [sys.executable, str(script), str(tmp_path / "cache"), str(tiny_tokenizer.path)],
             env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
             stderr=subprocess.PIPE,
             text=True,
@@ -102,7 +101,7 @@ def test_a_cache_killed_at_any_moment_goes_on_to_the_same_bytes(start, tmp_path,
 
 
 def test_workers_end_when_their_parent_is_killed(start, tmp_path):
-    process = start(seconds=0.02)  # a busy machine may look, and kill, a second late
+    process = start()
     wait_for(lambda: len(list((tmp_path / "cache").glob(".partial/*.tmp"))) == 2)
     process.kill()
     process.wait()
@@ -110,7 +109,7 @@ def test_workers_end_when_their_parent_is_killed(start, tmp_path):
 
 
 def test_ctrl_c_ends_all_processes_and_leaves_no_half_a_shard(start, tmp_path):
-    process = start(seconds=0.02)  # a busy machine may look, and kill, a second late
+    process = start()
     wait_for(lambda: len(list((tmp_path / "cache").glob(".partial/*.tmp"))) == 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     stderr = process.communicate(timeout=10)[1]
