@@ -129,7 +129,8 @@ class Stack(nnx.Module):
 
         @functools.partial(jax.jit, static_argnums=2, inline=True)
         def layer(x: Array, layer_state: nnx.State, is_global: bool) -> Array:
-            # Jitted, so that layers alike are traced, differentiated and lowered once for all.
+            # Jitted, so that layers alike are traced once. Inlined: across calls the partitioner
+            # makes more collectives.
             return apply(nnx.merge(graph, layer_state), is_global, x)
 
         def one(x: Array, states: nnx.State, i: int, is_global: bool) -> Array:
