@@ -20,7 +20,7 @@ def parse_model(path: Path, content: bytes) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        proto = _messages().ModelProto.FromString(content)
+        proto = messages().ModelProto.FromString(content)
     except DecodeError:
         raise UserError(f"{path} is not a SentencePiece model") from None
     if not proto.pieces:
@@ -28,11 +28,12 @@ def parse_model(path: Path, content: bytes) -> Any:
     return proto
 
 
-def _messages() -> Any:
-    """The generated module.
+def messages() -> Any:
+    """The generated module, which seqio imports, too.
 
     It refuses a protobuf older than the one it was generated with, such as Apache Beam demands,
-    though any version reads these messages: it is imported with that check off.
+    though any version reads these messages: it is imported with that check off. Whoever imports it
+    later finds it imported.
     """
     check = "TEMPORARILY_DISABLE_PROTOBUF_VERSION_CHECK"
     before = os.environ.get(check)

@@ -25,6 +25,9 @@ def examples(split, shuffle_files, seed=None):
 source = seqio.FunctionDataSource(examples, splits=["train"])
 seqio.TaskRegistry.add("a_task", source=source, preprocessors=[], output_features={{}})
 elsewhere = seqio.FunctionDataSource(examples, splits=["test"])
+unpicklable = seqio.FunctionDataSource(
+    lambda split, shuffle_files, seed=None: examples(split, shuffle_files), splits=["train"]
+)
 """
 
 
@@ -105,6 +108,37 @@ def test_a_seqio_task_or_source_gives_its_raw_text(module, tmp_path, name):
         assert list(documents) == list(plain.documents[split])
     assert source.documents["train"][5] == plain.documents["train"][5]
     assert all_texts(plain) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a_task", "unpicklable"])
+def test_a_seqio_source_passes_to_another_process(module, tmp_path, name):
+    source = opened(tmp_path / "x", {"path": f"{module}:{name}", "format": "seqio"})
+    there = pickle.loads(pickle.dumps(source.documents["train"]))
+    assert list(there) == list(source.documents["train"])
+
+
+def test_seqio_is_imported_beside_the_protobuf_that_beam_wants(tmp_path):
+    code = """
+from unittest import mock
+from google.protobuf import runtime_version as runtime
+validate = runtime.ValidateProtobufRuntimeVersion
+
+def validate_as_6(*versions_and_file):
+    # Not for protobuf's own files: those are of its own version, whichever that is.
+    of_sentencepiece = "sentencepiece" in versions_and_file[-1]
+    with mock.patch.object(runtime, "MAJOR", 6 if of_sentencepiece else runtime.MAJOR):
+        validate(*versions_and_file)
+
+runtime.ValidateProtobufRuntimeVersion = validate_as_6
+try:
+    from sentencepiece import sentencepiece_model_pb2
+    raise SystemExit("nothing to overcome")
+except runtime.VersionError:
+    pass
+from t5g2.data.sources.with_tensorflow import imported
+imported("seqio", "here").Task
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from t5g2.data.sentencepiece_model import messages
 from t5g2.data.sources.records import BadRecord, decoded, one_line
 from t5g2.errors import UserError
 
@@ -81,6 +82,7 @@ class SeqioStream:
         self.name = name
         self.field = field
         self._source = source
+        self._where = where
         if _SPLIT not in source.splits:
             raise UserError(
                 f"{where}: {name} has no split {_SPLIT!r}; it has {sorted(source.splits)}"
@@ -89,6 +91,10 @@ class SeqioStream:
         if not isinstance(features, Mapping) or field not in features:
             there = sorted(features) if isinstance(features, Mapping) else features
             raise UserError(f"{where}: {name} has no feature {field!r}; it has {there}")
+
+    def __reduce__(self) -> tuple[Callable[..., "SeqioStream"], tuple[str, str, str]]:
+        # Processes import the module again: functions that a source holds need not be pickled.
+        return open_seqio, (self.name, self.field, self._where)
 
     def _dataset(self) -> "tf.data.Dataset":
         return self._source.get_dataset(_SPLIT, shuffle=False)
@@ -215,6 +221,7 @@ def _tfds(where: str = "tfds") -> ModuleType:
 def imported(module: str, where: str) -> ModuleType:
     """A package that not everybody has; raises `UserError` where it is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    messages()  # before seqio: beside Apache Beam's protobuf its own import would fail
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
