@@ -117,7 +117,7 @@ def test_a_seqio_source_passes_to_another_process(module, tmp_path, name):
     assert list(there) == list(source.documents["train"])
 
 
-def test_seqio_is_imported_beside_the_protobuf_that_beam_wants(tmp_path):
+def test_seqio_is_imported_beside_the_protobuf_that_beam_wants():
     code = """
 from unittest import mock
 from google.protobuf import runtime_version as runtime
